@@ -10,19 +10,22 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from .asking import Asking, Series
 from .frame import PAD, TITLE, Frame, clipped
 from .looks import BACKGROUND, FAINT, GRID, TEXT, Look, look
 from .units import written
 
-__all__ = ["TimeLocator", "draw_heatmap", "draw_lines"]
+__all__ = ["POWERS_OF_TIME", "TimeLocator", "draw_heatmap", "draw_lines"]
 
 Json = dict[str, Any]
 
 STEPS: Final = (30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """seconds between ticks that people call round"""
+POWERS: Final = [float(f"1e{power}") for power in range(-9, 16)]
+POWERS_OF_TIME: Final = [*POWERS[:11], 60.0, 600.0, 3600.0, 36000.0, 360000.0, 3600000.0, 36000000.0, 1e15]
+"""ticks of logarithmic axes; a minute and an hour are round, a hundred seconds are not"""
 DOTS: Final = 60  # exemplars on a panel, more or less
 
 
@@ -59,9 +62,12 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
         axes.scatter([dot.at for dot in dots], [dot.value for dot in dots], s=6, marker="D", color="#5794F2", zorder=3)
     if custom["scaleDistribution"]["type"] == "log":
         axes.set_yscale("log")
-        low, high = (math.log10(max(end, 1e-9)) for end in axes.get_ylim())
-        axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # from one power of ten to another, as Grafana does
-        axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
+        low, high = (max(end, 1e-9) for end in axes.get_ylim())
+        round_ones = POWERS_OF_TIME if unit == "s" else POWERS
+        # From one power of ten to another, as Grafana does.
+        low, high = max(one for one in round_ones if one <= low), min(one for one in round_ones if one >= high)
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(FixedLocator(_every_other([one for one in round_ones if low <= one <= high])))
         axes.yaxis.set_minor_formatter(NullFormatter())
         _value_axis(axes, unit, locate=False)
     else:
@@ -151,6 +157,11 @@ def _round_times(asking: Asking, most: int) -> list[float]:
     step = next((step for step in (5, 10, 15, *STEPS) if asking.seconds / step <= most), 86400)
     first = math.ceil(asking.start / step) * step
     return [float(at) for at in range(first, int(asking.end) + 1, step)]
+
+
+def _every_other(ticks: list[float]) -> list[float]:
+    """The ticks or, where they are many, every second of them."""
+    return ticks if len(ticks) <= 5 else ticks[::2]
 
 
 def _counts(found: list[Series]) -> bool:

@@ -312,7 +312,7 @@ def _firing(q: Source) -> Section:
                 f"time() - min(max {q.by('schedule')} ({q.select(names.SCHEDULE_LAST_SUCCESS)}))",
                 unit="s",
                 thresholds=steps(colours.WORKING),
-                empty="None has succeeded yet.",
+                empty="No success of a schedule is known.",
             ),
             lines(
                 (8, 0, 8, 7),

@@ -9,7 +9,7 @@ import render
 from drawing.asking import Asking, PrometheusError, Series, filled_in
 from drawing.frame import Frame
 from drawing.looks import colour_of, look, mapped, painted
-from drawing.time_series import TimeLocator, draw_lines
+from drawing.time_series import POWERS_OF_TIME, TimeLocator, draw_lines
 from drawing.units import written
 from matplotlib.figure import Figure
 
@@ -85,6 +85,12 @@ def test_overrides_by_name_and_by_pattern_change_a_series() -> None:
 )
 def test_ticks_of_times_are_full_minutes_and_hours(most: float, ticks: list[float]) -> None:
     assert [tick for tick in TimeLocator(4).tick_values(0, most) if tick <= most] == ticks
+
+
+def test_ticks_of_logarithmic_axes_are_round_too() -> None:
+    assert [written(tick, "s") for tick in POWERS_OF_TIME[6:14]] == (
+        ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min", "1 hour"]
+    )
 
 
 def test_ticks_of_counts_are_whole_numbers() -> None:
