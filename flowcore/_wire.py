@@ -30,6 +30,12 @@ _TRACE: Final = 8_000
 """how many characters of a traceback are sent, counted from its end"""
 _CAUSES: Final = 3
 """how many causes of an error are sent with it"""
+_MESSAGE: Final = 1024
+"""how many characters of an error's message are sent, and of each text among its arguments if they are too long"""
+_NOTES: Final = 16
+"""how many notes of an error are sent if they are too long together"""
+_DATA: Final = 32 * 1024
+"""how many characters of JSON the arguments and attributes of an error may take, and as many its notes"""
 
 
 class RemoteTraceback(Exception):
@@ -137,34 +143,64 @@ def _pickled_result(value: object, step: str) -> bytes:
 
 
 def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
-    """Return an error as data that JSON can carry, with at most `causes` of its causes."""
-    import json
-    import traceback
-
+    """Return an error as data that JSON can carry, with at most `causes` of its causes. Lone surrogates are escaped.
+    Long texts among its arguments, attributes and notes are clipped if they are too long together."""
     packed: dict[str, Any] = {
-        "module": type(error).__module__,
-        "type": type(error).__qualname__,
-        "message": error_message(error),
-        "trace": "".join(traceback.format_exception(error))[-_TRACE:],
+        "module": _encodable(type(error).__module__),
+        "type": _encodable(type(error).__qualname__),
+        "message": _encodable(error_message(error, sys.maxsize), _MESSAGE),
+        "trace": _encodable(_trace_of(error)),
     }
     with contextlib.suppress(Exception):  # any attribute of an exception may be missing, or raise
-        packed["notes"] = [str(note) for note in getattr(error, "__notes__", ())]
-    try:
+        notes = [str(note) for note in getattr(error, "__notes__", ())]
+        packed["notes"] = _fitting(notes) or [_encodable(note, _MESSAGE) for note in notes[-_NOTES:]]
+    with contextlib.suppress(Exception):
         args = OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args  # with the name of its file
-        packed["args"] = json.loads(json.dumps(args, allow_nan=False))
-        packed["vars"] = {name: value for name, value in vars(error).items() if name != "__notes__"}
-        packed["vars"] = json.loads(json.dumps(packed["vars"], allow_nan=False))
-    except Exception:  # noqa: BLE001 - see above
-        packed.pop("args", None)
-        packed.pop("vars", None)
+        attributes = {name: value for name, value in vars(error).items() if name != "__notes__"}
+        fitting = _fitting([args, attributes])
+        if fitting is not None:
+            packed["args"], packed["vars"] = fitting
     if isinstance(error, CompensationFailed):
-        packed["message"] = error.message
+        packed["message"] = _encodable(error.message)
         packed["failures"] = {step: pack_error(failure) for step, failure in error.failures.items()}
     if isinstance(error.__cause__, RemoteTraceback):  # the traceback from the process that raised the error
-        packed["trace"] = str(error.__cause__).lstrip()
+        packed["trace"] = _encodable(str(error.__cause__).lstrip())
     elif error.__cause__ is not None and causes:
         packed["cause"] = pack_error(error.__cause__, causes - 1)
     return packed
+
+
+def _trace_of(error: BaseException) -> str:
+    import traceback
+
+    try:
+        return "".join(traceback.format_exception(error))[-_TRACE:]
+    except Exception as failure:  # noqa: BLE001 - formatting a user's exception may raise anything
+        return f"(its traceback could not be formatted: {type(failure).__name__})"
+
+
+def _fitting(data: object) -> Any:
+    """Return a copy of data as JSON carries it, with its texts clipped if it is too long, or None if it still is. Raises
+    for data that JSON cannot carry."""
+    import json
+
+    for limit in (sys.maxsize, _MESSAGE):
+        plain = _encodable(json.loads(json.dumps(data, allow_nan=False)), limit)
+        if len(json.dumps(plain)) <= _DATA:
+            return plain
+    return None
+
+
+def _encodable(data: Any, limit: int = sys.maxsize) -> Any:
+    """Return data as JSON carries it with lone surrogates escaped, and each text clipped to `limit` characters."""
+    if isinstance(data, str):
+        text = data.encode("utf-8", "backslashreplace").decode()
+        return text if len(text) <= limit else text[:limit] + "…"
+    if isinstance(data, list):
+        return [_encodable(one, limit) for one in data]
+    if isinstance(data, dict):
+        return {_encodable(name): _encodable(one, limit) for name, one in data.items()}
+    return data
 
 
 def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None = None) -> BaseException:
@@ -193,8 +229,9 @@ def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None =
         error.__cause__ = unpack_error(packed["cause"], run_id, step)
     elif packed["trace"]:
         error.__cause__ = RemoteTraceback(packed["trace"])
-    for note in packed.get("notes", ()):
-        error.add_note(note)
+    with contextlib.suppress(Exception):  # a class may refuse attributes
+        for note in packed.get("notes", ()):
+            BaseException.add_note(error, note)  # its own add_note may raise
     return error
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from ..errors import DefinitionError, safe_repr
-from ..plan import Plan
+from ..plan import Node, Plan
 from ..step import NoDefault
 from ..stores.encoding import STEP, Encoding
 from ..workflow import Workflow
 
-__all__ = ["Definition", "check_supported", "definition_of", "register"]
+__all__ = ["Definition", "activity_name", "check_supported", "definition_of", "register"]
 
 
 class Definition(NamedTuple):
@@ -31,6 +31,8 @@ class Definition(NamedTuple):
 _MOST_STEPS: Final = 5_000
 """steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo takes about
 ten"""
+_LONGEST_NAME: Final = 1_000
+"""bytes of a name in Temporal"""
 _definitions: Final[dict[str, dict[str, Definition]]] = {}
 """by task queue, then by name; they are global because Temporal itself makes the objects that run them, from their
 history alone"""
@@ -38,11 +40,39 @@ history alone"""
 
 def check_supported(workflow: Workflow[Any]) -> None:
     """Raise DefinitionError for a workflow that Temporal cannot carry."""
-    steps = len(workflow.plan().nodes)
-    if steps > _MOST_STEPS:
+    plan = workflow.plan()
+    if len(plan.nodes) > _MOST_STEPS:
         raise DefinitionError(
-            f"workflow {safe_repr(workflow.name)} has {steps:,} steps, and a run on Temporal can have "
+            f"workflow {safe_repr(workflow.name)} has {len(plan.nodes):,} steps, and a run on Temporal can have "
             f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
+        )
+    _check_name(workflow.name, f"the name of workflow {safe_repr(workflow.name)} is")
+    for node in plan.nodes:
+        for kind in _activity_kinds(node):
+            both = f"the names of workflow {safe_repr(workflow.name)} and step {safe_repr(node.name)} are together"
+            _check_name(activity_name(workflow.name, node, kind), both)
+
+
+def activity_name(workflow: str, node: Node, kind: str) -> str:
+    """The name of the activity that performs a step ("do") or its undo, or calls its `when=` or `verify=`."""
+    return f"{workflow}.{node.name}" + ("" if kind == "do" else f".{kind}")
+
+
+def _activity_kinds(node: Node) -> Iterator[str]:
+    """The kinds of activities that a step may have."""
+    yield "do"
+    if node.compensation is not None:
+        yield "undo"
+    if node.when is not None:
+        yield "when"
+    if node.step.verify is not None:
+        yield "verify"
+
+
+def _check_name(name: str, what: str) -> None:
+    if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+        raise DefinitionError(
+            f"{what} too long for Temporal, which allows {_LONGEST_NAME:,} bytes. Choose a shorter one."
         )
 
 

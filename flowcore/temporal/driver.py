@@ -54,7 +54,7 @@ from ..run import Run, Sent, StepReport
 from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
-from .definitions import Definition
+from .definitions import Definition, activity_name
 from .granted import Granted, NoStore
 from .outputs import end_of, never_began, output_of
 from .wire import Request, SentValue, StepInput, StepOutput, pack_sent
@@ -276,9 +276,16 @@ class WorkflowDriver:
             self._spawn(self._later(self._main))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
+        task = asyncio.create_task(self._guarded(coroutine))
         self._tasks.add(task)  # the loop holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coroutine
+        except Exception as error:  # noqa: BLE001 - a defect: see `_advance`
+            self._failure = error
+            self._over.set()
 
     async def _later(self, program: Program[Any]) -> None:
         self._advance(program, None)
@@ -329,12 +336,11 @@ class WorkflowDriver:
         self, node: Node, kind: str, *, lease: float | None = None, limit: float | None = None
     ) -> StepOutput:
         run = self.run
-        name = f"{run.workflow.name}.{node.name}" + ("" if kind == "do" else f".{kind}")
         retry = RetryPolicy(
             initial_interval=timedelta(seconds=self._request["lease"] * _AFTER_A_CRASH), backoff_coefficient=1
         )
         handle: workflow.ActivityHandle[StepOutput] = workflow.start_activity(
-            name,
+            activity_name(run.workflow.name, node, kind),
             self._input(node, kind, limit),
             start_to_close_timeout=_NO_LIMIT if lease is not None else timedelta(seconds=limit or _ASKED),
             heartbeat_timeout=None if lease is None else timedelta(seconds=lease),

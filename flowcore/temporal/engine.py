@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import itertools
+import time
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from temporalio.client import Client
 
+from .._durable.checkpoints import STORE_BACKOFF
 from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import I, outcome
@@ -22,13 +24,13 @@ from .._engines.sending import announce
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep
 from .._kernel.run_state import RunState
-from ..errors import CompensationFailed, RunNotFound, StoreError
+from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, StoreUnavailable
 from ..events import Hook
 from ..own_errors import own_error
 from ..retry import Duration, seconds
 from ..run import Run, names_of_sent
 from ..status import Status
-from ..stores.base import RunRecord
+from ..stores.base import Claim, ClaimAnswer, Claimed, RunRecord
 from ..stores.codec import Codec
 from ..stores.decide import is_over
 from ..workflow import Key, Workflow
@@ -46,6 +48,13 @@ T = TypeVar("T")
 _NOT_OVER: Final = frozenset({Status.RUNNING, Status.WAITING})
 _AT_ONCE: Final = 100
 """default for the number of runs of a `map` in flight"""
+
+
+class _SentClaim(NamedTuple):
+    """A claim that was sent for the run of this id. `reply`: done once the store has replied."""
+
+    run_id: str
+    reply: asyncio.Task[ClaimAnswer]
 
 
 class TemporalEngine(LoopCalls, PeriodicEngine):
@@ -91,6 +100,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             store, hooks, _AT_ONCE, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
         )
         self._waiting: dict[asyncio.Future[Run], AsyncRunFuture] = {}
+        self._calls: set[asyncio.Task[Any]] = set()
+        """claims, and cancellations of runs whose caller was cancelled: they outlive that caller"""
         self._schedules: TemporalSchedules | None = None
 
     async def run(
@@ -155,8 +166,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     async def send(self, key: str, name: Step[Any] | str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key: see `AsyncEngine.send`. It needs a running
         worker."""
-        send = partial(self.store.send, key, name, value, id=id, carrier=announce(self._settings, key, name))
         name, id = names_of_sent(name, id)  # noqa: A001
+        send = partial(self.store.send, key, name, value, id=id, carrier=announce(self._settings, key, name))
         claim = self._claim_of(key)
         try:
             return await send()
@@ -174,6 +185,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         for task in self._waiting:
             task.cancel("closed")
         await asyncio.gather(*self._waiting, *looking, return_exceptions=True)
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self._settings.grace)
 
     async def __aenter__(self) -> Self:
         return self
@@ -201,17 +214,19 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
 
     async def _followed(self, run: RunState, future: AsyncRunFuture | None, *, check: bool) -> Run:
         check_supported(run.workflow)
-        task = asyncio.create_task(self._performed(self._follow(run, future)))
+        claims: list[_SentClaim] = []
+        task = asyncio.create_task(self._performed(self._follow(run, future), claims))
         cancelled: asyncio.CancelledError | None = None
-        while not task.done():
+        awaited: set[asyncio.Task[Any]] = {task}
+        while awaited := {one for one in awaited if not one.done()}:
             try:
-                await asyncio.wait([task])
+                await asyncio.wait(awaited)
             except asyncio.CancelledError as error:
-                if not run.claimed or self._closed or cancelled is not None or is_process_stopping():
-                    task.cancel()  # the run continues, or is being undone, without this caller
+                if not claims or self._closed or cancelled is not None or is_process_stopping():
+                    task.cancel()  # the run never begins, or it continues or is being undone without this caller
+                    awaited = {task}
                 else:
-                    with suppress(StoreError):
-                        await self.store.cancel(run.stored_key)
+                    awaited.add(self._call(self._cancel(run, claims[-1], task)))
                 cancelled = error
         self.store.forget(run.run_id)
         if cancelled is not None:
@@ -219,8 +234,46 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         finished = task.result()
         return outcome(finished, finished.error, check=check)
 
-    async def _performed(self, program: Program[Run]) -> Run:
-        """Perform a program that only calls Temporal, and sleeps between two calls."""
+    async def _cancel(self, run: RunState, claim: _SentClaim, task: asyncio.Task[Run]) -> None:
+        """Cancel a run because its caller was cancelled, once the reply to its claim has arrived. An unreachable server
+        is called again. `task`: it waits for the outcome, and goes on to do so if the run is the caller's own."""
+        await asyncio.wait([claim.reply])
+        run_id, patience = claim.run_id, run.settings.store_patience
+        try:
+            answer = claim.reply.result()
+        except Exception as failure:  # noqa: BLE001 - the caller was cancelled and gets no other error
+            task.cancel()
+            if not isinstance(failure, StoreUnavailable):
+                return
+            patience = run.settings.lease  # perhaps the run began, and only the reply was lost
+        else:
+            if not isinstance(answer, Claimed):
+                task.cancel()
+                return
+            run_id = run_id if answer.record is None else answer.record.run_id
+        until = time.monotonic() + patience
+        for attempt in itertools.count(1):
+            try:
+                await self.store.cancel_run(run.stored_key, run_id)
+            except StoreUnavailable:
+                if time.monotonic() > until:
+                    return
+                await asyncio.sleep(STORE_BACKOFF.delay(attempt))
+            except (StoreError, DefinitionError):  # it is over, or not flowcore's
+                return
+            else:
+                return
+
+    def _call(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a call to Temporal that outlives the caller's cancellation."""
+        task = asyncio.get_running_loop().create_task(call)
+        self._calls.add(task)  # the loop holds tasks only weakly
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    async def _performed(self, program: Program[Run], claims: list[_SentClaim]) -> Run:
+        """Perform a program that only calls Temporal, and sleeps between two calls. The claims that it sends are added
+        to `claims`, and a cancellation does not reach them."""
         answer: Any = None
         while True:
             try:
@@ -232,8 +285,12 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             if isinstance(effect, Sleep):
                 await asyncio.sleep(effect.seconds)
             elif isinstance(effect, Ask):
+                call = getattr(self.store, effect.verb)(effect.argument)
+                if isinstance(effect.argument, Claim) and effect.verb == "claim":
+                    claims.append(_SentClaim(effect.argument.run_id, self._call(call)))
+                    call = asyncio.shield(claims[-1].reply)
                 try:
-                    answer = await getattr(self.store, effect.verb)(effect.argument), None
+                    answer = await call, None
                 except Exception as error:  # noqa: BLE001 - the program decides what an error means
                     answer = None, error
 

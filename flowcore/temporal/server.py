@@ -83,7 +83,7 @@ class TemporalServer:
                 raise RunNotFound(f"Temporal no longer has this run ({error.message}).") from error
             if error.status in _UNREACHABLE:
                 raise StoreUnavailable(f"Temporal is unreachable ({error.message}). Retry the call.") from error
-            raise StoreError(f"Temporal refused the call: {error.message}.") from error
+            raise StoreError(f"Temporal refused the call: {error.message.rstrip('.')}.") from error
 
     async def _described(self, handle: Handle) -> WorkflowExecutionDescription | None:
         try:

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from .._wire import unpack_error
-from ..errors import StoreUnavailable, hashed_key
+from ..errors import RunNotFound, StoreUnavailable, hashed_key
 from ..retry import Backoff
 from ..status import Status
 from ..stores.base import RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Ending, Finished, Held, Mismatch, RunRecord
@@ -237,6 +238,14 @@ class TemporalStore(Operators):
 
     async def withdraw(self, claim: Claim, /) -> None:
         """Take back a claim whose reply was lost: if its run began, cancel the run."""
-        found = await self._described(self._handle(claim.key))
-        if found is not None and (await found.memo())["run_id"] == claim.run_id:
-            await self._reached(self._handle(claim.key).cancel())
+        await self.cancel_run(claim.key, claim.run_id)
+
+    async def cancel_run(self, key: str, run_id: str) -> None:
+        """Cancel the run of this id if it has the key, and is not over."""
+        found = await self._described(self._handle(key))
+        if found is None or not is_running(found) or (await found.memo())["run_id"] != run_id:
+            return
+        first = found.raw_description.workflow_execution_info.first_run_id
+        handle = self._client.get_workflow_handle(found.id, first_execution_run_id=first)
+        with suppress(RunNotFound):  # it has just ended
+            await self._reached(handle.cancel())
