@@ -408,9 +408,8 @@ class WorkflowDriver:
                 sent["park_after"] = park_after
             if node.name in run.tried:
                 before = run.tried[node.name]
-                times = list(before.attempt_times)
-                sent["tried"] = {"errors": list(before.errors), "started": before.started, "times": times}
-                sent["tried"]["failed"] = before.failed
+                sent["tried"] = {"errors": list(before.errors), "started": before.started, "failed": before.failed}
+                sent["tried"]["times"] = list(before.attempt_times)
         return sent
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
