@@ -77,7 +77,9 @@ class Takeover:
 def withdraw(run: RunState, claim_id: str) -> Program[None]:
     """Take back the claim with the run id `claim_id`, because the exit of a signal handler keeps its run from
     beginning, or from being resumed."""
-    yield from ask(run, "withdraw", Claim(run.stored_key, claim_id, run.workflow.name, None, run.plan.graph, run.carrier))
+    yield from ask(
+        run, "withdraw", Claim(run.stored_key, claim_id, run.workflow.name, None, run.plan.graph, run.carrier)
+    )
 
 
 def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
