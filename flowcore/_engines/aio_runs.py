@@ -28,6 +28,7 @@ from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, SubmittedRuns
 from .aio_queueing import Recorder, Recording
 from .base import MARGIN, log, outcome
+from .in_context import is_process_stopping
 from .live_runs import CLOSED, LiveRuns, left_error, stopped_error
 from .workers import Workers
 
@@ -102,6 +103,8 @@ class AsyncRuns:
                 self.live.follow(waited)
             driver = await self._driven(following)
         raised = take_deferred() or driver.raised_by_handler or driver.cancelled
+        if driver.cancelled is not None and is_process_stopping():
+            raised = driver.cancelled  # an exit would keep the loop from ending the other tasks
         if raised is not None and driver.error is not raised:
             raise raised from driver.error
         return outcome(driver.result, driver.error, check=check)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from .._kernel.effects import Ask, Outcome, Program, Sleep
 from ..errors import StoreUnavailable
 from .aio_threads import PendingReply, ThreadCalls
+from .in_context import is_process_stopping
 from .interrupts import store_interrupted
 
 __all__ = ["StoreCalls"]
@@ -57,6 +58,10 @@ class StoreCalls(ThreadCalls):
                 pending.set((await answer, None))
             except Exception as error:  # noqa: BLE001 - see above
                 pending.set((None, error))
+            except (SystemExit, KeyboardInterrupt) as error:
+                pending.set((None, store_interrupted(error)))
+                if not is_process_stopping():  # it has not ended the loop yet, from a task of the client's own
+                    raise
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)

@@ -31,7 +31,7 @@ from flowcore.events import (
 from flowcore.exits import deferred, is_exit_of_handler
 from flowcore.stores import MemoryStore, SQLiteStore
 
-from .conftest import Ledger, make_async, of_type
+from .conftest import PATIENCE, Ledger, make_async, of_type
 from .test_ctrl_c import Strike, untraced
 
 __all__ = ["untraced"]  # a fixture
@@ -361,32 +361,68 @@ def test_an_exit_of_a_hooks_own_is_no_exit_of_a_handler(kind: str, store: Any, l
 class OnTheLoop:
     """An async store that works on the loop's own thread, where signals arrive, as a Redis client does."""
 
-    def __init__(self, store: SQLiteStore, verb: str) -> None:
-        self._store, self._verb, self._strikes = store, verb, once()
+    def __init__(self, store: SQLiteStore, verb: str | None = None, *, nested: bool = False) -> None:
+        self._store, self._verb, self._nested, self._strikes = store, verb, nested, once()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._store, name)
         if name not in {"claim", "checkpoint", "finish", "renew", "withdraw", "find", "head"}:
             return value
 
+        async def struck() -> None:
+            self._strikes()
+
         async def verb(*arguments: Any) -> Any:
             if name == self._verb:
-                self._strikes()
-            await asyncio.sleep(0)
+                await (asyncio.wait_for(struck(), PATIENCE) if self._nested else struck())
+            await asyncio.sleep(0.01)
             return value(*arguments)
 
         return verb
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["call", "wait_for"])
 @pytest.mark.parametrize("verb", ["claim", "checkpoint", "finish"])
-def test_an_exit_in_a_call_of_an_async_store_ends_the_loop_and_parks_the_run(
-    tmp_path: Path, ledger: Ledger, verb: str
+def test_an_exit_in_a_call_of_an_async_store_ends_the_loop_and_parks_all_runs(
+    tmp_path: Path, ledger: Ledger, verb: str, nested: bool
 ) -> None:
     store, wf = SQLiteStore(tmp_path / "db"), saga(ledger, fails=False)
-    exits("asyncio", wf, OnTheLoop(store, verb))
-    assert status(store) is {"claim": None, "checkpoint": Status.PARKED, "finish": Status.SUCCESS}[verb]
-    assert drive("asyncio", wf, store).status is Status.SUCCESS
-    assert sorted(ledger) == ["a", "b", "c"]
+    several(wf, OnTheLoop(store, verb, nested=nested))
+    for key in "kl":
+        assert status(store, key) in {"claim": [None], "checkpoint": [Status.PARKED], "finish": OVER}[verb]
+        assert drive("asyncio", wf, store, idempotency_key=key).status is Status.SUCCESS
+    assert sorted(ledger) == ["a", "a", "b", "b", "c", "c"]
+
+
+OVER = (Status.SUCCESS, Status.PARKED)
+
+
+def several(wf: Workflow, store: Any) -> None:
+    """Begin runs with the keys "k" and "l", which an exit ends."""
+    make_async(wf)
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store, grace=1)
+        await asyncio.gather(*(engine.run(wf, idempotency_key=key) for key in "kl"))
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+
+
+def test_an_exit_in_a_wait_for_of_a_step_parks_all_runs_of_the_loop(tmp_path: Path, ledger: Ledger) -> None:
+    store, wf, strikes = SQLiteStore(tmp_path / "db"), Workflow("w"), once()
+
+    async def struck() -> None:
+        strikes()
+
+    async def awaits(ctx: Context) -> None:
+        await asyncio.sleep(0)
+        await asyncio.wait_for(struck(), PATIENCE)  # on Python 3.11 in a task of its own, whose error it raises again
+
+    ledger.add(wf, "a")
+    wf.add_step("b", awaits, depends_on="a")
+    several(wf, OnTheLoop(store))
+    assert (status(store, "k"), status(store, "l")) == (Status.PARKED, Status.PARKED)
 
 
 # -- telling them apart ------------------------------------------------------------------------------------------------
