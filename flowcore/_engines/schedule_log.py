@@ -8,15 +8,18 @@ share.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from .._durable.recovery import Ask
-from ..errors import FlowcoreError
-from ..fires import LOG, log_key
+from ..errors import DefinitionError, FlowcoreError
+from ..fires import LOG, fire_key, log_key
 from ..schedule import Schedule
 from ..status import Status
 from ..stores.base import Claim, Claimed, Ending, RunRecord, Store
+from .previous_run import first_decided, latest_run
 
 __all__ = ["Log"]
 
@@ -24,20 +27,32 @@ _CHANGES: Final = 1000
 """the most entries in one period"""
 _ROUNDS: Final = 5
 """how often an engine tries to make its own definition of a schedule the last entry"""
+_LOOKED_BACK: Final = 1000
+"""the most fires of the definition before that are looked up to find its latest run"""
+_NOTHING_BEFORE: Final = {"before": None, "in_progress": None}
+"""what an entry says if the schedule has had no other times: neither those nor a run of theirs"""
 
 
 class Log:
-    """The log of one schedule. `period`: seconds after which entries are renewed."""
+    """The log of one schedule. `period`: seconds after which entries are renewed.
+
+    `other`: a definition with other times, which engines had before this one, or now have beside it during a deploy;
+    None if no engine has had one lately. `in_progress`: the key of the latest run of it that is known; None if there is
+    none.
+    """
 
     def __init__(
         self, store: Store, schedule: Schedule, period: float, lease: float, new_id: Callable[[], str]
     ) -> None:
+        self.other: Schedule | None = None
+        self.in_progress: str | None = None
         self._store = store
         self._schedule = schedule
         self._period = period
         self._lease = lease
         self._new_id = new_id
         self._read_in: int | None = None  # the period in which this engine last read or renewed the log
+        self._seen = (0, -1)  # period and number of the last entry that this engine knows
 
     def outdated(self, now: float) -> bool:
         """Whether a new period has begun since this engine last read or renewed the log."""
@@ -49,32 +64,53 @@ class Log:
         current = int(now // self._period)
         for _ in range(_ROUNDS):
             period, number, record = yield from self._last(current)
+            known = {} if record is None else {**_NOTHING_BEFORE, **record.values}
             same = record is not None and self._is_same(record.values)
             since = _since(record) if record is not None and same else None
-            wanted = {**self._schedule.to_record(), "since": since}
-            if record is not None and same and period == current and {**record.values, "since": since} == wanted:
-                self._read_in = current
+            before = known if record is None or same else (yield from self._before(known, now))
+            kept = {name: before.get(name) for name in _NOTHING_BEFORE}
+            wanted = {**self._schedule.to_record(), "since": since, **kept}
+            if record is not None and same and period == current and {**known, "since": since} == wanted:
+                self._read_in, self._seen = current, (period, number)
+                self.other, self.in_progress = _definition(kept["before"]), kept["in_progress"]
                 return _since(record)
             yield from self._append(current, number + 1 if period == current else 0, wanted)
         return now
 
-    def renew(self, now: float) -> Generator[Ask, Any, None]:
-        """Copy the last entry into the present period, unless it was written with another definition."""
-        current = int(now // self._period)
-        period, _, record = yield from self._last(current)
-        if record is not None and period < current and self._is_same(record.values):
-            since = _since(record)
-            yield from self._append(current, 0, {**self._schedule.to_record(), "since": since})
-        self._read_in = current
+    def _before(self, values: Mapping[Any, Any], now: float) -> Generator[Ask, Any, dict[str, Any]]:
+        """What an entry says of the definition before, whose entry has these values, and of its latest run."""
+        before, key = _definition(values), values["in_progress"]
+        if before is None:
+            return {"before": None, "in_progress": key}
+        moment = datetime.fromtimestamp(now, UTC)
+        floor = moment - timedelta(seconds=self._period)
+        fires = islice(before.before(moment, floor), _LOOKED_BACK)
+        found = yield from first_decided(self._store, before, fires)
+        if found is not None:
+            key = (yield from latest_run(self._store, fire_key(before.name, found[0]), found[1])) or key
+        return {"before": before.to_record(), "in_progress": key}
 
-    def discard_before(self, now: float) -> Generator[Ask, Any, bool]:
-        """Record that fires before `now` no longer count. Returns whether this engine is the first to decide that."""
+    def look(self) -> Generator[Ask, Any, None]:
+        """Notice an entry with another definition, which other engines have appended meanwhile."""
+        period, number = self._seen
+        while number < _CHANGES and (yield self._head(period, number + 1)) is not None:
+            number += 1
+        if number != self._seen[1]:
+            record = yield partial(self._store.find, log_key(self._schedule.name, period, number))
+            if record is not None and not self._is_same(record.values):
+                self.other = _definition(record.values)
+            self._seen = (period, number)
+
+    def renew(self, now: float) -> Generator[Ask, Any, None]:
+        """Copy the last entry into the present period, unless it was written with another definition. The copy names no
+        other definition, because a deploy does not take that long."""
         current = int(now // self._period)
         period, number, record = yield from self._last(current)
-        if record is not None and _since(record) >= now:
-            return False
-        entry = {**self._schedule.to_record(), "since": now}
-        return (yield from self._append(current, number + 1 if period == current else 0, entry))
+        if record is not None and period < current and self._is_same(record.values):
+            kept = {"before": None, "in_progress": record.values.get("in_progress")}
+            yield from self._append(current, 0, {**self._schedule.to_record(), "since": _since(record), **kept})
+            period, number = current, -1
+        self._read_in, self._seen = current, (period, number)
 
     def skip(self, key: str, values: Mapping[str, Any], reason: str) -> Generator[Ask, Any, bool]:
         """Record that the fire with this key is not begun. Returns whether this engine is the first to decide on it."""
@@ -122,6 +158,14 @@ class Log:
             yield partial(self._store.withdraw, claim)  # the next try must not find a record that this one has begun
             raise
         return refused is None
+
+
+def _definition(values: Mapping[Any, Any] | None) -> Schedule | None:
+    """The definition that an entry has recorded, or None if this process cannot read it."""
+    try:
+        return None if values is None else Schedule.from_record(values)
+    except (DefinitionError, ImportError, KeyError, TypeError):
+        return None
 
 
 def _since(record: RunRecord) -> float:

@@ -21,12 +21,11 @@ from .._durable.recovery import Ask
 from .._kernel.settings import Settings
 from ..errors import DefinitionError, IdempotencyError, NotSerializable, StoreError, safe_repr, safe_str
 from ..events import Event, ScheduleFired, ScheduleMissed, SchedulePlanned
-from ..fires import LOG, fire_key
+from ..fires import fire_key
 from ..schedule import Schedule, ScheduleStatus, status_of, window_of
-from ..status import Status
-from ..stores.base import LIVE, RELEASED, RunRecord
-from ..stores.decide import has_outcome
+from ..stores.base import RunRecord
 from ..workflow import Workflow
+from .previous_run import PreviousRun, first_decided, is_decided
 from .schedule_log import Log
 
 __all__ = ["LONGEST_WAIT", "Begin", "Scheduled"]
@@ -37,8 +36,10 @@ LONGEST_WAIT: Final = 30.0
 """the most seconds between two looks at the clock, which may be changed"""
 _LOOKED_BACK: Final = 1000
 """the most fires that a schedule makes up for"""
-_ABANDONED: Final = 300.0
-"""seconds (or ten leases, if that is longer) after which a run without a live owner no longer blocks fires"""
+_RECORDED: Final = 100
+"""the most records of fires that are left out together"""
+_OTHERS: Final = 30
+"""how many of the latest fires of another definition are looked up"""
 _FAULTS: Final = (DefinitionError, IdempotencyError, NotSerializable)
 """errors that the workflow, values or key of a fire cause, and that another try would hardly cure"""
 _log = logging.getLogger("flowcore")
@@ -54,7 +55,7 @@ class Fire:
     at: datetime
     made_up: bool
     superseded: list[datetime] = field(default_factory=list[datetime])
-    """earlier fires that this fire replaces"""
+    """earlier fires that this fire replaces, in order"""
     error: Exception | None = None
     """why the last try to begin it failed"""
 
@@ -92,11 +93,12 @@ class Scheduled:
         self._since: datetime | None = None if settings.durable else self._position
         self._queue: deque[Fire] = deque()
         self._faulty: deque[tuple[Fire, str]] = deque()  # fires to skip, with the reason
-        self._forgone: list[datetime] = []  # fires to skip with one entry in the log
-        self._superseded: list[datetime] = []  # fires that a later fire has replaced
+        self._forgone: list[datetime] = []  # fires to leave out, because they are late
+        self._missed: list[datetime] = []  # fires that this engine has left out, and is to report
         self._retry_at: datetime | None = None
         self._failures = 0
-        self._running: str | None = None  # the key of the latest run
+        self._others_decided = self._position  # the last fire of another definition on which an engine has decided
+        self._previous = PreviousRun(settings, schedule.name)
         self._cancelled: str | None = None
         self._blocked_since: datetime | None = None
         self._announced: datetime | None = None
@@ -167,13 +169,13 @@ class Scheduled:
         since = yield from log.open(now.timestamp())
         start = datetime.fromtimestamp(since, UTC)
         position = max(start, now - self._window)
-        for fire in islice(self.schedule.before(now, position), _LOOKED_BACK):
-            head = yield self._head(fire)
-            if head is not None:
-                yield from self._saw(fire, head)
-                position = fire
-                break
-        self._position, self._since = position, start
+        self._previous.note(log.in_progress, now)
+        fires = islice(self.schedule.before(now, position), _LOOKED_BACK)
+        found = yield from first_decided(self._store, self.schedule, fires)
+        if found is not None:
+            position, head = found
+            yield from self._previous.saw(position, head, now)
+        self._position, self._since, self._others_decided = position, start, start
 
     def _gather(self, now: datetime) -> None:
         """Queue the fires that have become due, according to `missed`."""
@@ -194,7 +196,12 @@ class Scheduled:
             case "skip" if latest in late:
                 self._forgone += [*before, latest]
             case _:
-                self._queue.append(Fire(latest, latest in late, before))
+                # With overlap="queue", each fire that is not late has a turn of its own.
+                others = [fire for fire in due[1:] if fire not in late] if self.schedule.overlap == "queue" else []
+                first, *later = reversed([latest, *others])
+                replaced = [fire for fire in before if fire < first]
+                self._queue.append(Fire(first, first in late, replaced))
+                self._queue.extend(Fire(fire, made_up=False) for fire in later)
 
     def _given_up(self) -> list[datetime]:
         """Remove from the queue, now that another fire is due, those that failed to begin. Returns the fires that the
@@ -216,21 +223,22 @@ class Scheduled:
             yield from self._skip(fire, "error", why)
             self._faulty.popleft()
         if self._forgone:
-            missed = yield from self._undecided(self._forgone)
-            if missed and (self._log is None or (yield from self._log.discard_before(now.timestamp()))):
-                self._report(missed, "down")
+            waiting = yield from self._waiting(self._forgone, now)
+            yield from self._leave_out([at for at in self._forgone if at not in waiting])
+            self._queue.extend(Fire(at, made_up=True) for at in waiting)
             self._forgone.clear()
-        if self._superseded:
-            missed = yield from self._undecided(self._superseded)
-            if missed:
-                self._report(missed, "down")
-            self._superseded.clear()
+        if self._missed:
+            self._report(self._missed, "down")
+            self._missed.clear()
 
     def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
         """Begin or skip the fires in the queue, one after another, until one has to wait."""
         while self._queue:
             fire = self._queue[0]
             try:
+                yield from self._settle_superseded(fire, now)
+                if fire is not self._queue[0]:
+                    continue
                 decided = yield from self._decide(fire, now)
             except Exception as error:
                 if not isinstance(fire.error, _FAULTS):  # an unreachable store does not cure a fault
@@ -243,17 +251,17 @@ class Scheduled:
 
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
         """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it."""
-        head = yield self._head(fire.at)
-        if head is not None and not _is_withdrawn(head):
-            yield from self._saw(fire.at, head)
+        if (yield from self._is_decided(fire.at)):
             return True
-        busy = yield from self._in_progress(now)
+        if self._log is not None:
+            yield from self._look_at_others(self._log, now)
+        busy = yield from self._previous.in_progress(now.timestamp())
         if busy is None:
             yield from self._begin_one(fire)
             return True
         fire.error = None
         if not fire.made_up and self.schedule.overlap == "skip":
-            yield from self._skip(fire, "overlap", "skipped: the previous run was still in progress.")
+            yield from self._skip(fire, "overlap")
             return True
         if not fire.made_up and self.schedule.overlap == "cancel":
             yield from self._make_way(busy)
@@ -270,28 +278,67 @@ class Scheduled:
                     f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"
                 ) from error
         begun = yield partial(self._begin, self.workflow, values, key)
-        self._running = key
-        if begun:
+        if not begun:
+            yield from self._is_decided(fire.at)
+        else:
+            self._previous.note(key, fire.at)
             lateness = max(0.0, (self._now() - self.schedule.due(fire.at)).total_seconds())
             at, planned = self._settings.clock(), fire.at.timestamp()
             self._emit(ScheduleFired(self.workflow.name, "", at, {}, self.schedule.name, planned, lateness))
-            self._superseded += fire.superseded
 
     # -- fires that are not begun --------------------------------------------------------------------------------------
 
-    def _undecided(self, fires: list[datetime]) -> Generator[Ask, Any, list[datetime]]:
-        heads: dict[datetime, RunRecord | None] = {}
-        for at in fires:
-            heads[at] = yield self._head(at)
-        return [at for at, head in heads.items() if head is None]
+    def _settle_superseded(self, fire: Fire, now: datetime) -> Generator[Ask, Any, None]:
+        """Leave out the fires that this one replaces, before it is begun: another engine may be about to begin one. Those
+        that wait for the previous run are put into the queue before it instead."""
+        if not fire.superseded or (yield from self._is_decided(fire.at)):
+            return
+        waiting = yield from self._waiting(fire.superseded, now)
+        fire.superseded = [at for at in fire.superseded if at not in waiting]
+        self._queue.extendleft(Fire(at, made_up=True) for at in reversed(waiting))
+        if not waiting:
+            yield from self._leave_out(fire.superseded)
+            fire.superseded = []
 
-    def _skip(self, fire: Fire, why: str, reason: str) -> Generator[Ask, Any, None]:
+    def _waiting(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, list[datetime]]:
+        """Those of these fires that no engine has decided on, and that came while the previous run was in progress, if
+        `overlap` is "queue": an engine that was running then has them in its queue."""
+        if self.schedule.overlap != "queue":
+            return []
+        decided: dict[datetime, bool] = {}
+        for at in fires:
+            decided[at] = yield from self._is_decided(at)
+        ended = yield from self._previous.ended(now.timestamp())
+        return [at for at in fires if ended is not None and not decided[at] and at.timestamp() <= ended]
+
+    def _leave_out(self, fires: list[datetime]) -> Generator[Ask, Any, None]:
+        """Record for all engines that these fires, which are in order, are not begun. Notes those on which no engine has
+        decided before, to report them. Of many fires, the first ones and the last one get a record: an engine that is
+        about to begin a fire has seen a record of each fire before it."""
+        for at in [*fires[: _RECORDED - 1], *fires[_RECORDED - 1 :][-1:]]:
+            if (yield from self._is_decided(at)) or not (yield from self._record_skip(at, "down")):
+                continue
+            if at == fires[-1]:
+                for other in fires[_RECORDED - 1 : -1]:
+                    if not (yield from self._is_decided(other)):
+                        self._missed.append(other)
+            self._missed.append(at)
+
+    def _skip(self, fire: Fire, why: str, reason: str | None = None) -> Generator[Ask, Any, None]:
         """Record for all engines that this fire is not begun, and report it, unless an engine has decided on it."""
-        if self._log is not None:
-            values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._running}
-            if not (yield from self._log.skip(fire_key(self.schedule.name, fire.at), values, reason)):
-                return
-        self._report([fire.at], why)
+        if (yield from self._record_skip(fire.at, why, reason)):
+            self._report([fire.at], why)
+
+    def _record_skip(self, at: datetime, why: str, reason: str | None = None) -> Generator[Ask, Any, bool]:
+        """Record that this fire is not begun. Returns False if another engine has decided on it."""
+        if self._log is None:
+            return True
+        values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._previous.key}
+        reason = reason or f"skipped: {_REASONS[why]}"
+        if (yield from self._log.skip(fire_key(self.schedule.name, at), values, reason)):
+            return True
+        yield from self._is_decided(at)
+        return False
 
     def _report(self, missed: list[datetime], why: str) -> None:
         last = max(missed)
@@ -305,33 +352,25 @@ class Scheduled:
 
     # -- the previous run ----------------------------------------------------------------------------------------------
 
-    def _head(self, fire: datetime) -> Ask:
-        return partial(self._store.head, fire_key(self.schedule.name, fire))
-
-    def _saw(self, fire: datetime, head: RunRecord) -> Generator[Ask, Any, None]:
-        """Note which run is the latest now, because an engine has decided on this fire."""
-        key = fire_key(self.schedule.name, fire)
-        if head.workflow != LOG:
-            self._running = key
-        elif self._running is None:
-            record = yield partial(self._store.find, key)
-            self._running = None if record is None else record.values.get("in_progress")
-
-    def _in_progress(self, now: datetime) -> Generator[Ask, Any, str | None]:
-        """The key of the previous run if it is in progress, or else None."""
-        if self._running is None:
-            return None
-        head = yield partial(self._store.head, self._running)
-        return self._running if head is not None and self._blocks(head, now.timestamp()) else None
-
-    def _blocks(self, head: RunRecord, now: float) -> bool:
-        """Whether a run is in progress. A run that has had no live owner for long (see `_ABANDONED`) is not."""
-        if head.held or head.status not in {*LIVE, Status.WAITING, Status.PARKED}:
+    def _is_decided(self, fire: datetime) -> Generator[Ask, Any, bool]:
+        """Whether an engine has decided on a fire. If so, its record says which run is the latest."""
+        head: RunRecord | None = yield partial(self._store.head, fire_key(self.schedule.name, fire))
+        if not is_decided(head):
             return False
-        if head.status is Status.WAITING or (head.status in LIVE and head.expires is None):
-            return True
-        left = head.expires or head.finished or head.started
-        return now - left < max(_ABANDONED, 10 * self._settings.lease)
+        yield from self._previous.saw(fire, head, fire)
+        return True
+
+    def _look_at_others(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
+        """During a deploy that changes the times, note the latest run that engines with the other times have begun."""
+        yield from log.look()
+        if log.other is not None:
+            fires = list(islice(log.other.before(now, self._others_decided), _OTHERS))
+            found = yield from first_decided(self._store, log.other, fires)
+            if found is not None:
+                self._others_decided = found[0]
+                yield from self._previous.saw(*found, now)
+            elif len(fires) == _OTHERS:
+                log.other = None  # no engine has it any more
 
     def _make_way(self, busy: str) -> Generator[Ask, Any, None]:
         """Cancel the previous run, and skip all fires in the queue but the latest."""
@@ -374,11 +413,6 @@ class Scheduled:
                 found: ScheduleStatus = stop.value
                 return found
             head = yield partial(self._store.head, key)
-
-
-def _is_withdrawn(head: RunRecord) -> bool:
-    """Whether the claim that made this record was withdrawn, so that nothing has been decided."""
-    return head.status in RELEASED and not head.held and not has_outcome(head)
 
 
 _REASONS: Final = {
