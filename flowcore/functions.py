@@ -16,6 +16,7 @@ __all__ = [
     "is_async",
     "is_awaitable",
     "no_function",
+    "result_of",
     "return_annotation",
     "take_one_argument",
 ]
@@ -95,6 +96,11 @@ def is_awaitable(value: object) -> bool:
     """Whether a function has returned something to await, instead of a result."""
     kind = type(value)
     return kind is CoroutineType or (kind not in PLAIN and hasattr(kind, "__await__"))
+
+
+async def result_of(awaitable: Awaitable[Any]) -> Any:
+    """Await something that is no coroutine."""
+    return await awaitable
 
 
 def return_annotation(fn: Any) -> Any:

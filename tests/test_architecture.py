@@ -47,7 +47,7 @@ PARTS: dict[str, str] = {
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events exits",
-    "_durable": "own_errors errors status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
+    "_durable": "own_errors errors functions status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
     "_engines": "errors functions status retry context run workflow events stores _kernel _durable forks fires schedule exits",
     "temporal": (
         "errors own_errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"

@@ -33,6 +33,8 @@ _WOKEN: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
 """the same for a caller that is woken, in case it was woken a moment before it slept"""
 _SHORTEST: Final = 0.05
 """the shortest time after which a retry is advised, in seconds"""
+_REMEMBERED: Final = 1_000
+"""for how many workflows the usual duration of a run is known: those that ended last"""
 _WEIGHT: Final = 0.3
 """the weight of the latest run in the usual duration of a workflow's runs, a moving average"""
 _DOUBT: Final = 1 / 6
@@ -73,8 +75,10 @@ class LocalRuns:
             began = self._began.pop(run, None)
             if began is not None:
                 took, name = self._clock() - began, run.workflow.name
-                usual = self._usual.get(name, took)
+                usual = self._usual.pop(name, took)
                 self._usual[name] = usual + (took - usual) * _WEIGHT
+                if len(self._usual) > _REMEMBERED:
+                    del self._usual[next(iter(self._usual))]
         for waiter in waiters:
             self._wake(waiter)
 

@@ -70,6 +70,9 @@ MARGIN: Final = 0.5
 """seconds in which stopped runs record how they ended"""
 log = logging.getLogger("flowcore")
 
+_NAMES: Final = 10_000
+"""how many names of workflows that it has run an engine remembers"""
+
 
 def new_id() -> str:
     """A run id: 32 hex digits from the operating system, so that neither a fork nor random.seed() repeats one."""
@@ -104,7 +107,10 @@ class EngineBase:
         self.recover_every: float | None = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
         self._lock = threading.Lock()
-        self._registered: set[Workflow[Any]] = set()
+        self._registered: dict[int, weakref.ref[Workflow[Any]]] = {}
+        """the workflows that this engine has run, by id, as long as they exist"""
+        self._known: dict[str, None] = {}
+        """(lock) their names, and those of the workflows that it recovers"""
         self._claims = StoreClaims(owner=this_process)
         self._settings = Settings(
             store=self.store,
@@ -168,7 +174,7 @@ class EngineBase:
             until_waiting=until_waiting,
             recovering=recovering,
         )
-        if workflow not in self._registered:
+        if id(workflow) not in self._registered:
             self._register(workflow)
         return RunState(self._settings, request)
 
@@ -196,10 +202,15 @@ class EngineBase:
         return self._settings.hooks.store_context(contextvars.copy_context())
 
     def _register(self, workflow: Workflow[Any]) -> None:
+        number, registered = id(workflow), self._registered
         with self._lock:
-            if workflow in self._registered:
+            if number in registered:
                 return
-            self._registered.add(workflow)
+            registered[number] = weakref.ref(workflow, lambda _: registered.pop(number, None))
+            self._known.pop(workflow.name, None)
+            self._known[workflow.name] = None
+            if len(self._known) > _NAMES:
+                del self._known[next(iter(self._known))]
         if WorkflowRegistered in self._settings.hooks.wanted:
             self._emit(registration(workflow, self._settings.clock()))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from ..errors import DefinitionError, FlowcoreError, IdempotencyError, safe_repr
+from ..errors import DefinitionError, FlowcoreError, IdempotencyError, QueueFull, safe_repr
 from ..functions import take_one_argument
 from ..retry import flag
 from ..run import Run
@@ -21,6 +23,8 @@ from .handles import RunFuture
 __all__ = ["check_batch", "checked_concurrency", "completed", "completed_on_loop", "key_of"]
 
 T = TypeVar("T")
+_LOOK: Final = 0.01
+"""seconds between two attempts to submit a run while the runs of other callers fill the queue"""
 
 
 def checked_concurrency(given: int | None, default: int) -> int:
@@ -58,24 +62,28 @@ def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
 def completed(
     items: Iterable[T], submit: Callable[[T], RunFuture], most: int, *, ordered: bool, works: Callable[[], bool]
 ) -> Generator[Run, None, None]:
-    """Submit a run for each item and yield the Runs. At most `most` runs are in flight or not yet yielded.
+    """Submit a run for each item and yield the Runs. At most `most` runs are in flight or not yet yielded. While the
+    engine's queue is full, no further run is submitted.
 
     `works`: whether this thread is one of the engine's. Such a thread works on the oldest run instead of waiting for
     any. If the generator is closed early, it takes no further item and drops the runs that have not begun.
     """
     waiting: deque[RunFuture] = deque()
     done: SimpleQueue[RunFuture] = SimpleQueue()
-    remaining = iter(items)
-    exhausted = False
+    remaining = _Items(items)
     try:
         while True:
-            while not exhausted and len(waiting) < most:
+            while len(waiting) < most and remaining.has_more():
                 try:
-                    item = next(remaining)
-                except StopIteration:
-                    exhausted = True
+                    future = submit(remaining.first())
+                except QueueFull:
+                    if not waiting and works():  # what fills the queue may need this very thread
+                        raise
+                    if not waiting:
+                        time.sleep(_LOOK)
+                        continue
                     break
-                future = submit(item)
+                remaining.taken()
                 waiting.append(future)
                 if not ordered:
                     future.add_done_callback(partial(_put, done, future))
@@ -98,6 +106,27 @@ def completed(
             future.cancel()
 
 
+class _Items(Generic[T]):
+    """The items of a batch, taken lazily. One that could not be submitted stays the first."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._remaining = iter(items)
+        self._first: list[T] = []
+
+    def has_more(self) -> bool:
+        """Whether there is an item, which is taken from the iterable now unless it was before."""
+        if not self._first:
+            self._first.extend(itertools.islice(self._remaining, 1))
+        return bool(self._first)
+
+    def first(self) -> T:
+        return self._first[0]
+
+    def taken(self) -> None:
+        """Note that a run of the first item was submitted."""
+        self._first.clear()
+
+
 def _unraisable(run_id: str, error: Exception) -> FlowcoreError:
     """Return the error to raise for a run that failed with an error that would end an iterator."""
     return FlowcoreError(
@@ -114,17 +143,19 @@ async def completed_on_loop(
 ) -> AsyncGenerator[Run, None]:
     """Like `completed`, but on an event loop. If the generator is closed early, it cancels the runs in flight."""
     waiting: deque[AsyncRunFuture] = deque()
-    remaining = iter(items)
-    exhausted = False
+    remaining = _Items(items)
     try:
         while True:
-            while not exhausted and len(waiting) < most:
+            while len(waiting) < most and remaining.has_more():
                 try:
-                    item = next(remaining)
-                except StopIteration:
-                    exhausted = True
+                    future = submit(remaining.first())
+                except QueueFull:
+                    if not waiting:
+                        await asyncio.sleep(_LOOK)
+                        continue
                     break
-                waiting.append(submit(item))
+                remaining.taken()
+                waiting.append(future)
             if not waiting:
                 return
             if not ordered:

@@ -45,6 +45,10 @@ class LocalEngine(PeriodicEngine):
     _looks_again = False
     """whether a look at the store is planned for the time when the present leases would have expired"""
 
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._looks_again = False  # the timer of the parent is not here
+
     @abstractmethod
     def _begin_looking(self) -> None:
         """Look at the store regularly from now on, for recovery or for surveys, if they are needed."""
@@ -82,11 +86,10 @@ class LocalEngine(PeriodicEngine):
         """Whether the runs in the store are counted: for a hook, or to notice runs that recovery cannot resume."""
         return StoreSurveyed in self._settings.hooks.wanted or bool(self.workflows)
 
-    @property
-    def _known(self) -> set[str]:
+    def _names(self) -> set[str]:
         """The names of the workflows that this engine recovers or has run."""
         with self._lock:
-            return {workflow.name for workflow in self._registered}
+            return {*self._known, *(workflow.name for workflow in self.workflows)}
 
     def _recovered(
         self, begin: Callable[[list[RunState]], T], skip: Collection[str | None] = (), *, fresh: bool = False
@@ -125,7 +128,7 @@ class LocalEngine(PeriodicEngine):
                 if not self._surveys:
                     return
                 yield context
-                survey = yield from self._reported(self._recovery.survey(self._known), context)
+                survey = yield from self._reported(self._recovery.survey(self._names()), context)
                 if StoreSurveyed in self._settings.hooks.wanted:
                     event = StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting)
                     self._emit(event, context)

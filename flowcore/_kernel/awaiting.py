@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Awaitable
 from types import CoroutineType
 from typing import Any, cast
 
 from ..context import Context
 from ..errors import AsyncStepInSyncEngine, safe_repr
+from ..functions import result_of
 from ..plan import Node
 from .effects import Abandoned, Call, Outcome, Program
 from .run_state import RunState
@@ -38,7 +38,7 @@ def awaited(
         return None, AsyncStepInSyncEngine(
             f"step {safe_repr(node.name)} returned {what}, which Engine cannot await. Run it on AsyncEngine."
         )
-    coroutine: Any = awaitable if kind is CoroutineType else _result(awaitable)
+    coroutine: Any = awaitable if kind is CoroutineType else result_of(awaitable)
 
     def same(_: Context) -> Any:
         return coroutine
@@ -48,7 +48,3 @@ def awaited(
         coroutine.close()  # it may never have begun
         outcome[1].began = True  # the function that returned the coroutine has run
     return outcome
-
-
-async def _result(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable

@@ -1,11 +1,13 @@
 """What an engine, a workflow and its input are made of: refused at once, by name, where it makes no sense (semantics 30)."""
 
 import functools
+import gc
 import inspect
 import math
 import pydoc
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
@@ -326,3 +328,19 @@ def test_every_function_makes_a_step_that_help_can_show(function: Any) -> None:
     step = Workflow("w").add_step("s", function)
     assert pydoc.render_doc(step)
     assert repr(step) == "<Step 's'>"
+
+
+def test_an_engine_keeps_no_workflow_that_nothing_else_keeps(tmp_path: Path) -> None:
+    """As a service that makes a workflow for each request."""
+    for store in (None, SQLiteStore(tmp_path / "runs.db", durability="normal")):
+        with Engine(store=store, hooks=[lambda event: None]) as engine:
+            made: list[weakref.ref[Workflow]] = []
+            for number in range(20):
+                wf = Workflow(f"request-{number}")
+                wf.add_step("a", lambda ctx: 1)
+                engine.run(wf, idempotency_key=str(number))
+                made.append(weakref.ref(wf))
+            del wf
+            gc.collect()
+            assert [workflow() for workflow in made] == [None] * 20
+            assert not engine._registered

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Status, Workflow
+from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Gate, Ledger
 
@@ -71,6 +72,23 @@ def test_queued_runs_of_the_parent_take_no_place_in_the_queue_of_a_child(gate: G
         idle.add_step("a", lambda ctx: 1)
         assert in_a_child(lambda: engine.submit(idle).result(PATIENCE)) == 0
         gate.set()
+
+
+def test_a_child_looks_once_more_for_runs_to_resume_though_its_parent_has_planned_to(tmp_path: Path) -> None:
+    """The parent's timer is not in the child."""
+    wf = Workflow("w")
+    wf.add_step("a", lambda ctx: 1)
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    with Engine(store=store, workflows=[wf], lease=0.5) as engine:
+        engine.recover()
+        assert engine._looks_again
+
+        def child() -> None:
+            assert not engine._looks_again
+            engine.recover()
+            assert engine._looks_again
+
+        assert in_a_child(child) == 0
 
 
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)])

@@ -23,6 +23,8 @@ from flowcore import (
 )
 from flowcore.stores import MemoryStore, SQLiteStore
 
+from .conftest import Gate, until
+
 
 def squares() -> Workflow:
     wf = Workflow("square")
@@ -198,3 +200,48 @@ def test_an_async_loop_that_is_left_cancels_what_is_in_flight() -> None:
 
     asyncio.run(main())
     assert ended.count("cancelled") >= 1
+
+
+def test_a_batch_waits_for_room_in_the_queue() -> None:
+    with Engine(max_workers=2, max_queued=1) as engine:
+        assert of([run.status for run in engine.map(squares(), numbers(20), concurrency=8)]) == {
+            "success": 19,
+            "failure": 1,
+        }
+
+    async def main() -> list[Status]:
+        async with AsyncEngine(max_queued=1) as engine:
+            return [run.status async for run in engine.map(squares(), numbers(20), concurrency=8)]
+
+    assert of(asyncio.run(main())) == {"success": 19, "failure": 1}
+
+
+def test_a_batch_waits_for_room_while_other_callers_fill_the_queue(gate: Gate) -> None:
+    busy, began = Workflow("busy"), Gate()
+    busy.add_step("a", began.then(gate))
+    with Engine(max_workers=1, max_queued=1) as engine:
+        engine.submit(busy)
+        began.wait()
+        engine.submit(busy)
+        threading.Timer(0.05, gate.set).start()
+        assert len(list(engine.map(squares(), numbers(3)))) == 3
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_cancellation_of_one_item_that_is_queued_ends_no_batch(gate: Gate, ordered: bool) -> None:
+    wf, began = Workflow("w"), Gate()
+    wf.add_step("a", lambda ctx: began.then(gate)(ctx) if ctx["n"] == 0 else None)
+    with Engine(max_workers=1) as engine:
+
+        def cancel() -> None:
+            began.wait()
+            until(lambda: engine._live.find(None, "2") is not None)
+            engine.cancel(key="2")
+            gate.set()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        key = lambda item: str(item["n"])  # noqa: E731
+        runs = list(engine.map(wf, numbers(5), key=key, concurrency=4, ordered=ordered))
+        canceller.join()
+    assert of([run.status for run in runs]) == {"success": 4, "failure": 1}
