@@ -107,10 +107,6 @@ class EngineBase:
         self.recover_every: float | None = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
         self._lock = threading.Lock()
-        self._registered: dict[int, weakref.ref[Workflow[Any]]] = {}
-        """the workflows that this engine has run, by id, as long as they exist"""
-        self._known: dict[str, None] = {}
-        """(lock) their names, and those of the workflows that it recovers"""
         self._claims = StoreClaims(owner=this_process)
         self._settings = Settings(
             store=self.store,
@@ -130,6 +126,12 @@ class EngineBase:
             park_after=seconds(park_after, "park_after="),
             namespace=checked_namespace(namespace, self.store),
         )
+        self._registers = self._settings.durable or self._settings.observed
+        """whether anything asks for the workflows that this engine has run: a hook, or a survey of the store"""
+        self._registered: dict[int, weakref.ref[Workflow[Any]]] = {}
+        """the workflows that this engine has run, by id, as long as they exist"""
+        self._known: dict[str, None] = {}
+        """(lock) their names, and those of the workflows that it recovers"""
         self.workflows = checked_workflows(workflows)
         for workflow in self.workflows:
             workflow.freeze()
@@ -174,7 +176,7 @@ class EngineBase:
             until_waiting=until_waiting,
             recovering=recovering,
         )
-        if id(workflow) not in self._registered:
+        if self._registers and id(workflow) not in self._registered:
             self._register(workflow)
         return RunState(self._settings, request)
 

@@ -22,7 +22,7 @@ from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..retry import Pause, Retry, waits
-from ..run import shortened
+from ..run import ATTEMPTS_KEPT, shortened
 from ..status import Status
 from . import emit
 from .awaiting import awaited
@@ -177,8 +177,11 @@ class Attempts:
                 return self._counted(end)
             if end.error is not None and end.status is not Status.CANCELLED:
                 error = type(end.error).__name__, error_message(end.error, 200)
-                self.errors, self.failed = shortened((*self.errors, error)), self.failed + 1
-                self._counted(end)
+                self.failed += 1
+                self.errors = (*self.errors, error)
+                if self.failed > 2 * ATTEMPTS_KEPT:
+                    self.errors = shortened(self.errors)
+                end.errors, end.failed = self.errors, self.failed
             self.last = end
             outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
             if outstanding is not None:

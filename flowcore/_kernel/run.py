@@ -76,8 +76,8 @@ def execute(run: RunState) -> Program[Run]:
             if scope is not None:
                 emit.run_finished(run, scope, waiting)
             return waiting
-    if not run.succeed():
-        return (yield from _fail(run, scope))
+    if not run.succeed():  # without a call of _fail, through which each effect of the undos would pass
+        return (yield from _report(run, scope, (yield from _end_failed(run))))
     finished = _as_run(run, Status.SUCCESS)
     failure = None
     if run.claimed:

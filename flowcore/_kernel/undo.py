@@ -6,8 +6,8 @@ from typing import Final
 
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, safe_repr
-from ..functions import PLAIN, is_awaitable
 from ..exits import is_exit_of_handler
+from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..status import Status
 from . import emit, stopping
