@@ -48,6 +48,8 @@ from ..stores.encoding import Encoding
 from .beats import Beats
 from .definitions import definition_of
 from .flow import FlowcoreWorkflow
+from .outputs import refused
+from .sizes import check_output
 from .wire import StepInput, StepOutput
 
 __all__ = ["Steps"]
@@ -163,18 +165,29 @@ class Steps:
         sent = cast("StepInput", activity.payload_converter().from_payload(args[0].payload, dict))
         beats = Beats(activity.info(), sent.get("tried"))
         try:
+            await self._fetch(sent)
             call = _Activity(sent, beats, self._client, self._hooks, self._encoding)
-        except Exception as unfit:  # this worker has another version of the workflow, or cannot read the values
+        except Exception as unfit:  # noqa: BLE001 - another version of the workflow, values that this worker cannot read
             why = (
                 f"this worker gives step {safe_repr(sent['step'])} back to Temporal, which offers it to the workers again: "
                 f"{error_line(unfit, 500)}"
             )
-            raise beats.give_back(why, in_doubt=beats.in_doubt) from unfit
+            raise beats.give_back(why, in_doubt=beats.in_doubt) from None  # its message may be one that cannot be sent
         output = await call.perform(self._pool, self._tasks)
         if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS or "retry_at" in output:
             return output
         error = output.get("error") or {"type": output["status"], "message": output.get("reason", "")}
         raise ApplicationError(error["message"], output, type=error["type"], non_retryable=True)
+
+    async def _fetch(self, sent: StepInput) -> None:
+        """Fetch what the activity needs and what had no room in its input."""
+        info = activity.info()
+        handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+        if sent.get("fetch_values"):
+            sent["values"] = await handle.query(FlowcoreWorkflow.values)
+        names = sent.get("fetch")
+        if names:
+            sent["results"] |= await handle.query(FlowcoreWorkflow.results, names)
 
 
 class _Activity:
@@ -388,9 +401,9 @@ class _Activity:
                 }
             if has_value:
                 output["value"] = self._text(STEP + node.name, value, "the result of step", node.name)
-        except NotSerializable as error:  # the step had its effect, which is to be undone
-            output["status"], output["error"] = str(Status.FAILURE), pack_error(error)
-            output["in_doubt"], output["writes"] = True, {}
+            check_output(node.name, output)
+        except NotSerializable as error:
+            output = refused(output, error)
         return output
 
     def _text(self, field: str, value: object, what: str, name: str) -> str:

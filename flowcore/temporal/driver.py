@@ -46,8 +46,8 @@ from .._kernel.run_state import RunState
 from .._kernel.set_aside import set_aside
 from .._kernel.settings import Settings
 from .._kernel.wait_steps import receive
-from .._wire import pack_error, unpack_error
-from ..errors import FlowcoreError, StepCancelled, safe_repr
+from .._wire import unpack_error
+from ..errors import FlowcoreError, SendRefused, StepCancelled, safe_repr
 from ..events import Hooks
 from ..plan import Node
 from ..run import Run, Sent, StepReport
@@ -56,8 +56,10 @@ from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
 from .definitions import Definition, activity_name
 from .granted import Granted, NoStore
-from .outputs import end_of, never_began, output_of
-from .wire import Request, SentValue, StepInput, StepOutput, pack_sent
+from .inputs import Inputs
+from .outputs import end_of, never_began, output_of, refused
+from .sizes import Carried
+from .wire import Request, SentValue, StepOutput, pack_sent
 
 __all__ = ["WorkflowDriver", "generation_of"]
 
@@ -68,8 +70,8 @@ _AFTER_A_CRASH: Final = 0.1
 """part of a lease that passes between a worker's death and the next attempt of its step"""
 _SHOWS_WAITING: Final = "memo-waiting"
 """the patch since which the memo shows that a run waits; runs that began before it have other commands"""
-_PARKS: Final = "backoff-timers"
-"""the patch since which a long backoff is a timer of the workflow, and not a part of an activity"""
+_LIMITED: Final = "size-limit"
+"""the patch since which a step fails whose result is too large for its run"""
 _ASKED: Final = 30.0
 """seconds for a call of `when=`, which has no timeout of its own, until another worker gets it"""
 
@@ -128,6 +130,8 @@ class WorkflowDriver:
             run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
         self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
         self._generation = generation_of(workflow.info().first_execution_run_id)
+        self._inputs = Inputs(run, request, self._generation, self._carriers)
+        self._carried = Carried(run, record, request["sent"])
         self._main = execute(run)
         self._main_waits = self._main_due = False
         self._over = asyncio.Event()
@@ -302,8 +306,12 @@ class WorkflowDriver:
 
     def receive(self, name: str, sent: Sent) -> bool:
         """Take a value that was sent to the wait `name` of the run. Returns whether it counts. Raises SendRefused."""
+        why = self._carried.refusal_of_sent(sent.value)
+        if why is not None and workflow.patched(_LIMITED):
+            raise SendRefused(why)
         first = receive(self.run, name, sent)
         if first is sent:
+            self._carried.receive(sent.value)
             self._advance(work_beside_main(self.run), None)
         return first is sent or (sent.id is not None and first.id == sent.id)
 
@@ -341,7 +349,7 @@ class WorkflowDriver:
         )
         handle: workflow.ActivityHandle[StepOutput] = workflow.start_activity(
             activity_name(run.workflow.name, node, kind),
-            self._input(node, kind, limit),
+            self._inputs.input_of(node, kind, limit),
             start_to_close_timeout=_NO_LIMIT if lease is not None else timedelta(seconds=limit or _ASKED),
             heartbeat_timeout=None if lease is None else timedelta(seconds=lease),
             retry_policy=retry,  # for crashes only: an error of the step itself is not retryable
@@ -359,6 +367,10 @@ class WorkflowDriver:
             output = never_began(node)  # it was cancelled at the moment when it was to be scheduled
         finally:
             self._steps.pop(handle, None)
+        why = self._carried.refusal(node.name, output) if kind == "do" and output["status"] == Status.SUCCESS else None
+        if why is not None and workflow.patched(_LIMITED):
+            output = refused(output, why)
+        self._carried.take(output)
         run.fence = max(run.fence, output.get("fence", 0))
         for key, text in output.get("writes", {}).items():
             if text is None:
@@ -366,51 +378,6 @@ class WorkflowDriver:
             else:
                 run.values[key] = text
         return output
-
-    def _input(self, node: Node, kind: str, limit: float | None) -> StepInput:
-        run, now = self.run, workflow.time()
-        undo = kind == "undo"
-        visible = [name for name in run.results if undo or run.plan.precedes(name, node)]
-        if not (node.undo_is_async if undo else node.is_async) and kind in {"do", "undo"}:
-            along = {node.name, *node.dependencies}  # a step on a thread can fetch other results when it asks for them
-        else:
-            along = set(visible)
-        sent: StepInput = {
-            "workflow": run.workflow.name,
-            "step": node.name,
-            "kind": kind,
-            "run_id": run.run_id,
-            "key": run.stored_key,
-            "generation": self._generation,
-            "namespace": self._request["namespace"],
-            "fence": run.fence,
-            "values": run.values,
-            "results": {name: run.results[name] for name in run.results if name in along},
-            "more": [name for name in visible if name not in along],
-            "reports": {name: str(report.status) for name, report in run.reports.items() if name not in run.results},
-            "deadline": run.deadline,
-            "ready_at": now,
-            "wall": self._request["wall"],
-            "grace": self._request["grace"],
-            "max_takeovers": self._request["max_takeovers"],
-            "timeout": limit,
-            "error": None if run.error is None or not undo else pack_error(run.error),
-            "failed_step": run.failed_step,
-            "order": run.undo_order,
-            "carrier": dict(run.carrier),
-            "carriers": {
-                name: self._carriers[name] for name in (*node.dependencies, node.name) if name in self._carriers
-            },
-        }
-        if kind == "do":
-            park_after = self._request.get("park_after")
-            if node.max_attempts > 1 and park_after is not None and workflow.patched(_PARKS):
-                sent["park_after"] = park_after
-            if node.name in run.tried:
-                before = run.tried[node.name]
-                sent["tried"] = {"errors": list(before.errors), "started": before.started, "failed": before.failed}
-                sent["tried"]["times"] = list(before.attempt_times)
-        return sent
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
         """Return the end of a step or undo from the output of its activity, and note in the run what else the output

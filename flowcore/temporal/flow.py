@@ -160,6 +160,11 @@ class FlowcoreWorkflow:
         return {name: known[name] for name in names if name in known}
 
     @workflow.query
+    def values(self) -> dict[str, str]:
+        """The texts of the run's values, for an activity whose input had no room for them."""
+        return {} if self._driver is None else self._driver.run.values
+
+    @workflow.query
     def outcome(self) -> Outcome:
         """The run's record as it is now, or as an earlier execution left it."""
         assert self._record is not None  # noqa: S101 - `run` has set it

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from .._kernel.outcome import StepEnd
 from .._kernel.scopes import StepScope
 from .._wire import pack_error, unpack_error
-from ..errors import FlowcoreError, StepCancelled, safe_repr
+from ..errors import FlowcoreError, NotSerializable, StepCancelled, safe_repr
 from ..plan import Node
 from ..status import Status
 from .wire import StepOutput
@@ -18,7 +18,7 @@ from .wire import StepOutput
 if TYPE_CHECKING:
     from .._kernel.run_state import RunState
 
-__all__ = ["end_of", "never_began", "output_of"]
+__all__ = ["end_of", "never_began", "output_of", "refused"]
 
 
 def output_of(error: ActivityError, node: Node) -> StepOutput:
@@ -38,6 +38,15 @@ def never_began(node: Node) -> StepOutput:
     """The output of a step that was cancelled before its activity began."""
     cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
     return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}
+
+
+def refused(output: StepOutput, why: NotSerializable) -> StepOutput:
+    """The output of a step whose result, or what it wrote, cannot be kept. The step had its effect, which is to be
+    undone."""
+    left: StepOutput = {**output, "writes": {}}
+    left.pop("value", None)
+    left["status"], left["error"], left["in_doubt"] = str(Status.FAILURE), pack_error(why), True
+    return left
 
 
 def end_of(output: StepOutput, run: RunState, node: Node) -> StepEnd:

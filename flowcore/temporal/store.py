@@ -24,6 +24,7 @@ from ..stores.codec import Codec
 from .flow import FlowcoreWorkflow
 from .operating import Operators
 from .server import CLOSED, Handle, is_running
+from .sizes import check_claim
 from .wire import Outcome, Request, decode_outcome, times_of
 
 __all__ = ["Awaited", "TemporalStore"]
@@ -104,6 +105,7 @@ class TemporalStore(Operators):
             "retry_in": None,
             "park_after": self._park_after,
         }
+        check_claim(claim.run_id, request["fields"])
         memo = {
             "key": claim.key,
             "run_id": claim.run_id,

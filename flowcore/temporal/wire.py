@@ -19,6 +19,7 @@ from ..status import Status
 from ..stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord
 from ..stores.codec import Codec
 from ..stores.encoding import Encoding
+from .sizes import ERRORS, brief, size_of
 
 __all__ = [
     "TEXTS",
@@ -127,7 +128,8 @@ class StepInput(TypedDict):
     """The argument of an activity: all that one step or undo, or one call of `when=` or `verify=`, needs from its run.
 
     `kind`: do, undo, when or verify. `values`, `results`: the codec's texts; `more`: steps whose results the activity
-    may fetch. `reports`: statuses of steps without a result. `timeout`: seconds for `verify=`. `deadline`, `ready_at`,
+    may fetch; `fetch`: those that it must fetch first, because the input has no room for them; `fetch_values`: the same
+    for the values. `reports`: statuses of steps without a result. `timeout`: seconds for `verify=`. `deadline`, `ready_at`,
     `wall`: seconds since the epoch. `order`: the place of an undo in the order of undos, from 1. `error`: the error
     that failed the run. `park_after`: seconds; a longer backoff is left to the workflow. `tried`: missing before the
     first attempt.
@@ -158,6 +160,8 @@ class StepInput(TypedDict):
     carriers: dict[str, dict[str, str]]
     park_after: NotRequired[float]
     tried: NotRequired[Tried]
+    fetch: NotRequired[list[str]]
+    fetch_values: NotRequired[bool]
 
 
 class StepOutput(TypedDict):
@@ -266,16 +270,33 @@ def times_of(started: float, finished: float | None = None, fence: int = 1) -> d
 
 def encode_outcome(record: RunRecord, raised: BaseException | None = None) -> Outcome:
     """Encode a record whose values are texts already, and the error that its caller gets."""
+    pack = _ErrorPacker()
+    packed = None if raised is None else pack(raised)
     errors: dict[str, Packed] = {}
     if record.error is not None:
-        errors[""] = pack_error(record.error)
+        errors[""] = pack(record.error)
     for name, report in record.steps.items():
         if report.error is not None:
-            errors[name] = pack_error(report.error)
+            errors[name] = pack(report.error)
         if report.undo_error is not None:
-            errors[f"undo:{name}"] = pack_error(report.undo_error)
-    packed = None if raised is None else pack_error(raised)
+            errors[f"undo:{name}"] = pack(report.undo_error)
     return {"fields": fields_of(TEXTS, record), "errors": errors, "raised": packed}
+
+
+class _ErrorPacker:
+    """Packs the errors of one record: the later ones briefly, if those before take much room."""
+
+    def __init__(self) -> None:
+        self._left = ERRORS
+
+    def __call__(self, error: BaseException) -> Packed:
+        packed = pack_error(error)
+        size = size_of(packed)
+        if size > self._left:
+            packed = brief(packed)
+            size = size_of(packed)
+        self._left -= size
+        return packed
 
 
 def decode_outcome(
