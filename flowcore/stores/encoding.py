@@ -378,7 +378,9 @@ def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
                 name.encode()
                 text.encode()
             except UnicodeEncodeError:
-                what = {STEP: "the step name", WRITE: "the context key", SENT: "the wait name"}.get(name[:2], f"its {name}")
+                what = {STEP: "the step name", WRITE: "the context key", SENT: "the wait name"}.get(
+                    name[:2], f"its {name}"
+                )
                 which = hashed_key(text) if name == "key" else safe_repr(name[2:] if ":" in name[:2] else text)
                 raise NotSerializable(
                     f"run {safe_repr(run_id)} cannot be stored: {what} {which} contains a lone surrogate, which cannot be encoded "

@@ -332,15 +332,16 @@ def test_every_function_makes_a_step_that_help_can_show(function: Any) -> None:
 
 def test_an_engine_keeps_no_workflow_that_nothing_else_keeps(tmp_path: Path) -> None:
     """As a service that makes a workflow for each request."""
+
+    def request(engine: Engine, number: int) -> weakref.ref[Workflow]:
+        wf = Workflow(f"request-{number}")
+        wf.add_step("a", lambda ctx: 1)
+        engine.run(wf, idempotency_key=str(number))
+        return weakref.ref(wf)
+
     for store in (None, SQLiteStore(tmp_path / "runs.db", durability="normal")):
         with Engine(store=store, hooks=[lambda event: None]) as engine:
-            made: list[weakref.ref[Workflow]] = []
-            for number in range(20):
-                wf = Workflow(f"request-{number}")
-                wf.add_step("a", lambda ctx: 1)
-                engine.run(wf, idempotency_key=str(number))
-                made.append(weakref.ref(wf))
-            del wf
+            made = [request(engine, number) for number in range(20)]
             gc.collect()
             assert [workflow() for workflow in made] == [None] * 20
             assert not engine._registered
