@@ -173,6 +173,8 @@ def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
     """Make all attempts of a step whose run is driven elsewhere, and emit its events. If the next attempt is left to that
     driver, because it is far off, the end is that of the latest attempt, and the step's report has `retry_at`."""
     end = (yield from wait_rest_of_backoff(run, node)) if node.name in run.tried else None
+    if end is None and node.name not in run.tried:
+        end = _overdue(run)  # it waited until now for a process that runs it
     if end is None:
         scope = emit.step_started(run, node) if run.observed else None
         end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))

@@ -49,6 +49,7 @@ from .beats import Beats
 from .definitions import definition_of
 from .flow import FlowcoreWorkflow
 from .outputs import refused
+from .pulse import Pulse
 from .sizes import check_output
 from .wire import StepInput, StepOutput
 
@@ -158,6 +159,7 @@ class Steps:
         self._encoding = encoding
         self._pool = pool
         self._tasks: set[asyncio.Future[Any]] = set()  # calls that complete late outlive their activity
+        self.pulse = Pulse(client)
 
     async def perform(self, args: Sequence[RawValue]) -> StepOutput:
         """Perform one activity. If its step fails, the output is raised as an error, so that Temporal shows the
@@ -173,7 +175,12 @@ class Steps:
                 f"{error_line(unfit, 500)}"
             )
             raise beats.give_back(why, in_doubt=beats.in_doubt) from None  # its message may be one that cannot be sent
-        output = await call.perform(self._pool, self._tasks)
+        await self.pulse.encode(beats)
+        self.pulse.add(beats)
+        try:
+            output = await call.perform(self._pool, self._tasks, self.pulse)
+        finally:
+            self.pulse.remove(beats)
         if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS or "retry_at" in output:
             return output
         error = output.get("error") or {"type": output["status"], "message": output.get("reason", "")}
@@ -259,14 +266,14 @@ class _Activity:
 
     # -- performing it -------------------------------------------------------------------------------------------------
 
-    async def perform(self, pool: Workers, tasks: set[asyncio.Future[Any]]) -> StepOutput:
+    async def perform(self, pool: Workers, tasks: set[asyncio.Future[Any]], pulse: Pulse) -> StepOutput:
         sent, run, node, beats = self._sent, self._run, self._node, self._beats
         if beats.crashes > sent["max_takeovers"] and beats.in_doubt:
             what = "the undo of step" if sent["kind"] == "undo" else "step"
             return self._held(f"its worker crashed {beats.crashes} times in {what} {safe_repr(node.name)}")
         driver = AsyncDriver(run, 0, pool, tasks, self._program())
         driving = asyncio.create_task(driver.run_here())
-        heart = asyncio.create_task(self._beat_often())
+        heart = asyncio.create_task(self._beat_often(pulse))
         try:
             while not driving.done():
                 try:
@@ -330,9 +337,10 @@ class _Activity:
                 run.was_in_doubt = frozenset({node.name})
         return (yield from run_whole_step(run, node))
 
-    async def _beat_often(self) -> None:
+    async def _beat_often(self, pulse: Pulse) -> None:
         while True:
             self._beats.beat()
+            await pulse.encode(self._beats)
             await asyncio.sleep(self._lease / _BEATS)
 
     async def _cancelled(self, driver: AsyncDriver) -> None:
@@ -342,7 +350,7 @@ class _Activity:
         what = f"step {safe_repr(self._node.name)}"
         if details is not None and details.worker_shutdown:
             driver.hand_over(StepCancelled(f"{what} continues on another worker, because this one is stopping."))
-        elif self._sent["kind"] == "do":
+        elif self._sent["kind"] in {"do", "when"}:
             info = self._info
             handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
             try:

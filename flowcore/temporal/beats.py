@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 from temporalio import activity
+from temporalio.api.common.v1 import Payload
 from temporalio.exceptions import ApplicationError
 
 from .._durable.endings import retry_in
@@ -35,14 +38,24 @@ class Beats:
             self.failed["times"] = tried.get("times", [])
         self._attempt = info.attempt
         self._returned: int = known.get("returned", 0)
-        self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
+        self.lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
+        self.token, self.at = info.task_token, time.monotonic()
+        """Temporal's name for this attempt, and when its latest heartbeat was sent"""
+        self.payloads: Sequence[Payload] | None = None
+        """the details of the next heartbeat, encoded, for a thread that sends it"""
         self.in_doubt = info.attempt > 1 and known.get("unbegun") != info.attempt - 1
         """whether an earlier worker may have begun the step's latest attempt and not reported its end"""
         self.crashes = info.attempt - 1 - self._returned
         """how many workers have crashed in this activity"""
 
+    def details(self) -> dict[str, Any]:
+        """What a heartbeat says."""
+        return {**self.failed, "returned": self._returned}
+
     def beat(self) -> None:
-        activity.heartbeat({**self.failed, "returned": self._returned})
+        """Send a heartbeat. Call it in the worker's event loop only."""
+        activity.heartbeat(self.details())
+        self.at = time.monotonic()
 
     def attempt_failed(self, end: StepEnd, retry_at: float) -> None:
         """Report that an attempt of the step has failed, so that it counts even if this worker dies."""
@@ -58,7 +71,7 @@ class Beats:
     def give_back(self, why: str, *, in_doubt: bool, kind: str = "GivenBack", later: bool = False) -> ApplicationError:
         """Return the error with which Temporal gives the activity to another worker. `in_doubt`: whether the step may
         have begun. `later`: wait longer each time until then."""
-        left = {**self.failed, "returned": self._returned + 1}
+        left = {**self.details(), "returned": self._returned + 1}
         activity.heartbeat(left if in_doubt else {**left, "unbegun": self._attempt})
-        delay = retry_in(self._lease, self._returned + 1) if later else 0.0
+        delay = retry_in(self.lease, self._returned + 1) if later else 0.0
         return ApplicationError(why, type=kind, next_retry_delay=timedelta(seconds=delay) if delay else None)

@@ -28,6 +28,7 @@ from .._kernel.effects import (
     RESUME,
     SHIELD,
     WAIT,
+    Abandoned,
     Alarm,
     Ask,
     AwaitAbandoned,
@@ -72,8 +73,10 @@ _SHOWS_WAITING: Final = "memo-waiting"
 """the patch since which the memo shows that a run waits; runs that began before it have other commands"""
 _LIMITED: Final = "size-limit"
 """the patch since which a step fails whose result is too large for its run"""
-_ASKED: Final = 30.0
-"""seconds for a call of `when=`, which has no timeout of its own, until another worker gets it"""
+_CANCELS_WHEN: Final = "cancel-when"
+"""the patch since which a cancellation reaches a `when=`"""
+_AT_LEAST: Final = 0.001
+"""seconds that a step has at least to begin before the deadline of its run"""
 
 
 def generation_of(first_run_id: str) -> int:
@@ -138,7 +141,8 @@ class WorkflowDriver:
         self.raised: BaseException | None = None
         """the error that the caller of the run gets"""
         self._failure: BaseException | None = None
-        self._steps: dict[workflow.ActivityHandle[StepOutput], Node] = {}  # in flight; undos are not among them
+        self._calls: dict[workflow.ActivityHandle[StepOutput], tuple[Node, str]] = {}
+        """steps, and calls of `when=`, that are in flight, and the kind of each; undos are not among them"""
         self._tasks, self._cancelled = set[asyncio.Task[None]](), False
 
     async def drive(self) -> None:
@@ -203,7 +207,9 @@ class WorkflowDriver:
             return self.record
         record = RunRecord(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph)
         record.results, record.values, record.steps = dict(run.results), dict(run.values), dict(run.reports)
-        for node in self._steps.values():
+        for node, kind in self._calls.values():
+            if kind == "when":
+                continue
             before = run.tried.get(node.name, StepReport())
             running = replace(before, status=Status.RUNNING, attempts=before.failed + 1, retry_at=None)
             record.steps = {**record.steps, node.name: running}
@@ -320,8 +326,11 @@ class WorkflowDriver:
         or only makes no further attempt."""
         if self.run.waits is not None and self.run.resumes_main():  # nothing is in flight, and nothing is waited for
             self._resume_main()
-        for handle, node in self._steps.items():
-            if stop.cancel or node.max_attempts > 1:
+        for handle, (node, kind) in self._calls.items():
+            if kind == "when":
+                if stop.cancel and workflow.patched(_CANCELS_WHEN):
+                    handle.cancel()
+            elif stop.cancel or node.max_attempts > 1:
                 handle.cancel()
 
     # -- activities ----------------------------------------------------------------------------------------------------
@@ -331,7 +340,7 @@ class WorkflowDriver:
         if run.interrupted and not undo:
             self._advance(program, StepEnd(Status.PENDING))
             return
-        output = await self._activity(node, "undo" if undo else "do", lease=self._request["lease"])
+        output = await self._activity(node, "undo" if undo else "do")
         end = self._end(node, output, undo=undo)
         if "retry_at" in output:
             aside = set_aside(run, node, end, output["retry_at"] - workflow.time())
@@ -340,33 +349,35 @@ class WorkflowDriver:
                 end = aside
         self._advance(program, end)
 
-    async def _activity(
-        self, node: Node, kind: str, *, lease: float | None = None, limit: float | None = None
-    ) -> StepOutput:
+    async def _activity(self, node: Node, kind: str, limit: float | None = None) -> StepOutput:
         run = self.run
-        retry = RetryPolicy(
-            initial_interval=timedelta(seconds=self._request["lease"] * _AFTER_A_CRASH), backoff_coefficient=1
-        )
+        lease = timedelta(seconds=self._request["lease"])
+        begins = None
+        if run.deadline is not None and kind in {"do", "when"}:
+            begins = timedelta(seconds=max(_AT_LEAST, run.deadline - workflow.time()))
         handle: workflow.ActivityHandle[StepOutput] = workflow.start_activity(
             activity_name(run.workflow.name, node, kind),
             self._inputs.input_of(node, kind, limit),
-            start_to_close_timeout=_NO_LIMIT if lease is not None else timedelta(seconds=limit or _ASKED),
-            heartbeat_timeout=None if lease is None else timedelta(seconds=lease),
-            retry_policy=retry,  # for crashes only: an error of the step itself is not retryable
+            start_to_close_timeout=_NO_LIMIT,
+            schedule_to_start_timeout=begins,
+            heartbeat_timeout=lease,
+            retry_policy=RetryPolicy(
+                initial_interval=lease * _AFTER_A_CRASH, backoff_coefficient=1
+            ),  # for crashes only
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
-        if kind == "do":
-            self._steps[handle] = node
+        if kind in {"do", "when"}:
+            self._calls[handle] = node, kind
         try:
             output = await handle
         except ActivityError as error:
-            output = output_of(error, node)
+            output = output_of(error, run, node)
         except asyncio.CancelledError:
             if not handle.cancelled():  # Temporal evicts the run from this worker's memory
                 raise
             output = never_began(node)  # it was cancelled at the moment when it was to be scheduled
         finally:
-            self._steps.pop(handle, None)
+            self._calls.pop(handle, None)
         why = self._carried.refusal(node.name, output) if kind == "do" and output["status"] == Status.SUCCESS else None
         if why is not None and workflow.patched(_LIMITED):
             output = refused(output, why)
@@ -403,10 +414,12 @@ class WorkflowDriver:
     async def _question(self, program: Program[Any], call: Call) -> None:
         """Call a step's `when=` or `verify=` in an activity."""
         verifies = call.fn is call.node.step.verify
-        output = await self._activity(call.node, "verify" if verifies else "when", limit=call.timeout)
+        output = await self._activity(call.node, "verify" if verifies else "when", call.timeout)
         answer: Outcome
         error = output.get("error")
-        if error is not None:
+        if output["status"] == Status.CANCELLED and self.run.interrupted:
+            answer = None, Abandoned(call, timed_out=False, over=True)
+        elif error is not None:
             answer = None, unpack_error(error, self.run.run_id, call.node.name)
         elif not verifies:
             answer = bool(output.get("answer")), None

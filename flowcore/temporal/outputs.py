@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio import exceptions
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
 
 from .._kernel.outcome import StepEnd
 from .._kernel.scopes import StepScope
 from .._wire import pack_error, unpack_error
-from ..errors import FlowcoreError, NotSerializable, StepCancelled, safe_repr
+from ..errors import FlowcoreError, NotSerializable, RunTimeout, StepCancelled, safe_repr
 from ..plan import Node
 from ..status import Status
 from .wire import StepOutput
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["end_of", "never_began", "output_of", "refused"]
 
 
-def output_of(error: ActivityError, node: Node) -> StepOutput:
+def output_of(error: ActivityError, run: RunState, node: Node) -> StepOutput:
     """The output of an activity that failed: the one that is attached to its error, or else one made from Temporal's
     error."""
     cause = error.cause
+    if isinstance(cause, exceptions.TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START:
+        return _overdue(cause, run, node)
     if isinstance(cause, ApplicationError) and cause.details:
         output: StepOutput = cause.details[0]
         return output
@@ -32,6 +35,22 @@ def output_of(error: ActivityError, node: Node) -> StepOutput:
         return never_began(node)
     what = f"the activity of step {safe_repr(node.name)} failed ({type(cause).__name__}: {cause})."
     return {"status": str(Status.FAILURE), "attempts": 1, "error": pack_error(FlowcoreError(what)), "in_doubt": True}
+
+
+def _overdue(error: exceptions.TimeoutError, run: RunState, node: Node) -> StepOutput:
+    """The output of a step that no worker could begin before the deadline of its run. A worker that has died may have
+    begun it."""
+    late = RunTimeout(f"run {run.run_id} of {safe_repr(run.workflow.name)} did not finish before its deadline.")
+    output: StepOutput = {"status": str(Status.FAILURE), "attempts": 0, "error": pack_error(late)}
+    left = error.last_heartbeat_details
+    if left and "unbegun" not in left[0]:
+        output["attempts"], output["in_doubt"] = 1, True
+        if node.step.verify is not None or node.step.on_crash != "retry":
+            output["decision"] = "undo" if node.step.on_crash == "undo" and node.step.verify is None else "hold"
+            output["reason"] = (
+                f"its worker crashed in step {safe_repr(node.name)}, and no other one came before the deadline"
+            )
+    return output
 
 
 def never_began(node: Node) -> StepOutput:

@@ -84,10 +84,11 @@ def temporal_worker(
         "sticky_queue_schedule_to_start_timeout": timedelta(seconds=min(_STICKY, seconds / 4)),
         "workflow_runner": UnsandboxedWorkflowRunner(),
     }
-    return Worker(
+    worker = steps.pulse.worker = Worker(
         client,
         task_queue=task_queue,
         workflows=[FlowcoreWorkflow],
         activities=[flowcore_step, flowcore_run_ended],
         **(settings | options),
     )
+    return worker
