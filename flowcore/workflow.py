@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, Typed
 from . import describe
 from .context import Context
 from .errors import DefinitionError, DuplicateStep, FlowcoreError, IdempotencyError, safe_repr
+from .forks import hold_across_forks
 from .functions import take_one_argument
 from .inputs import Input
 from .lint import advice
@@ -178,6 +179,7 @@ class Workflow(Generic[I]):
         self._frozen = False
         self._store: MemoryStore | None = None
         self._lock = threading.Lock()
+        hold_across_forks(self._lock)
 
     @property
     def steps(self) -> tuple[Step[Any], ...]:

@@ -43,7 +43,7 @@ PARTS: dict[str, str] = {
     "lint": "errors functions plan",
     "own_errors": "errors",
     "new_steps": "errors functions retry context step",
-    "workflow": "own_errors new_steps errors functions inputs retry step context plan describe lint snapshot",
+    "workflow": "own_errors new_steps errors functions inputs retry step context plan describe lint snapshot forks",
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events exits",

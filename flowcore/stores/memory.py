@@ -58,7 +58,7 @@ class MemoryStore(Operating):
 
     Finished runs are kept for `retention` seconds, and only the latest `max_runs` of them; the key of a forgotten run
     is new again. Runs in progress, held runs and runs that can be resumed are always kept. `clock` returns monotonic
-    seconds, `wall` seconds since the epoch.
+    seconds, `wall` seconds since the epoch. A forked child has a copy without its parent's runs in progress.
 
     `strict` is for unit tests. The store then behaves like a durable one: each value passes through `codec` (None:
     JsonCodec), a value that the codec cannot store raises NotSerializable, and a step that changes the result of

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
+from ..forks import after_fork_in_child, hold_across_forks
 from ..retry import Duration, seconds
 from ..status import Status
 from .base import Page, RunRecord
@@ -33,6 +34,15 @@ class Operating:
         self._numbers = itertools.count(1)
         self._watched: set[str] = set()  # runs in progress that a caller waits for
         self._ended: OrderedDict[str, float] = OrderedDict()  # keys of ended runs that may be forgotten, oldest first
+        hold_across_forks(self._lock)
+        after_fork_in_child(self, Operating._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a forked child, forget the runs in progress: they belong to the parent, and their end is recorded there."""
+        for key, run in list(self._runs.items()):
+            if run.in_progress:
+                del self._runs[key]
+        self._watched.clear()
 
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None

@@ -120,6 +120,11 @@ class LiveRun:
         """Whether the run has an owner, dead or alive."""
         return self.record.status in LIVE
 
+    @property
+    def in_progress(self) -> bool:
+        """Whether the run has an owner, or waits, and is not held."""
+        return not self.record.held and (self.live or self.record.status == Status.WAITING)
+
     def expired(self, now: float) -> bool:
         """Whether the run is running, but the lease of its owner has ended."""
         return self.record.status == Status.RUNNING and self.expires <= now

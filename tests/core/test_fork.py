@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine, Status, Workflow
+from flowcore import AsyncEngine, Context, Engine, MemoryStore, Status, Workflow
 from flowcore.stores import SQLiteStore
 
-from .conftest import PATIENCE, Gate, Ledger
+from .conftest import PATIENCE, Gate, Ledger, until
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -152,3 +153,48 @@ def test_a_run_of_an_asyncengine_is_its_parents_too(hooks: Any) -> None:
     wf.add_step("forks", forks)
     assert asyncio.run(AsyncEngine(hooks=hooks).run(wf)).status is Status.SUCCESS
     assert exits == [0]
+
+
+@pytest.mark.parametrize("make", [MemoryStore, lambda: Workflow("locked")], ids=["store", "workflow"])
+def test_a_fork_waits_for_a_thread_that_has_a_lock(make: Callable[[], Any]) -> None:
+    lock, locked = make()._lock, threading.Event()
+
+    def hold_it() -> None:
+        with lock:
+            locked.set()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=hold_it)
+    thread.start()
+    locked.wait(PATIENCE)
+
+    def child() -> None:
+        assert lock.acquire(timeout=1)
+
+    assert in_a_child(child) == 0
+    thread.join(PATIENCE)
+    assert lock.acquire(timeout=PATIENCE), "the parent has it back"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_run_of_the_parent_in_memory_does_not_keep_its_key_from_the_child(strict: bool) -> None:
+    busy, asking, empty, gate, began = Workflow("busy"), Workflow("asking"), Workflow("over"), Gate(), Gate()
+    busy.add_step("a", began.then(gate))
+    asking.wait("answer", timeout=3600)
+    store = MemoryStore(strict=strict)
+    with Engine(store=store) as engine:
+        over = engine.run(empty, idempotency_key="over")
+        futures = [engine.submit(busy, idempotency_key="busy"), engine.submit(asking, idempotency_key="asking")]
+        began.wait()
+        until(lambda: store.list_runs(workflow="asking", status="waiting" if strict else "running"))
+
+        def child() -> None:
+            gate.set()
+            assert engine.run(busy, idempotency_key="busy").status is Status.SUCCESS
+            assert store.find("asking") is None
+            assert engine.run(empty, idempotency_key="over").id == over.id
+
+        assert in_a_child(child) == 0
+        gate.set()
+        engine.send("asking", "answer", 1)
+        assert [future.result(PATIENCE).status for future in futures] == [Status.SUCCESS] * 2

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from flowcore import Workflow
+from flowcore import MemoryStore, Workflow
 from flowcore.fires import fire_key
+from tests.core.test_fork import in_a_child
 from tests.schedules.test_firing import HOUR, MINUTE, world
 from tests.schedules.virtual import START, Clockwork, World
 
@@ -67,7 +68,9 @@ def test_a_fire_that_was_about_to_begin_does_not_begin_beside_a_later_one(
     assert not slow.missed
 
 
-def test_an_engine_learns_of_a_run_that_began_while_it_was_leaving_the_fire_out(world: World) -> None:
+def test_an_engine_learns_of_a_run_that_began_while_it_was_leaving_the_fire_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.lasts = 12 * MINUTE
     late, other = Clockwork(world, "late"), Clockwork(world, "other")
     other.stop()
@@ -82,7 +85,7 @@ def test_an_engine_learns_of_a_run_that_began_while_it_was_leaving_the_fire_out(
             other.look()
         return (yield from skip(key, *arguments))
 
-    late.scheduled._log.skip = skips_late  # type: ignore[method-assign]
+    monkeypatch.setattr(late.scheduled._log, "skip", skips_late)
     world.run(6 * MINUTE)
     assert [(name, fire.minute) for name, fire, _ in world.began] == [("late", 10), ("other", 20)]
     world.run(8 * MINUTE)
@@ -161,3 +164,19 @@ def test_of_many_fires_that_are_left_out_a_few_are_recorded_and_all_are_reported
     world.run(2 * MINUTE)
     assert [report for engine in (*engines, again) for report in engine.missed] == [(599, "down")]
     assert len(world.store.list_runs(workflow="flowcore.schedule", limit=None)) <= 101
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue", "cancel"])
+def test_a_run_of_the_parent_in_memory_does_not_keep_the_fires_of_a_child_waiting(overlap: Any) -> None:
+    world = World(None)
+    world.store = MemoryStore(wall=world.wall, clock=world.wall)
+    Clockwork(world, overlap=overlap)
+    world.lasts = HOUR
+    world.run(15 * MINUTE)
+    assert world.minutes() == [10]
+
+    def child() -> None:
+        world.run(10 * MINUTE)
+        assert world.minutes() == [10, 20]
+
+    assert in_a_child(child) == 0
