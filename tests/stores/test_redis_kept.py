@@ -114,10 +114,14 @@ def test_an_async_store_reconnects_as_its_client_is_configured_to(
     asyncio.run(main(3))
 
 
-def test_more_runs_at_once_than_an_async_client_may_open_connections_wait_in_turn(redis_url: str) -> None:
+@pytest.mark.parametrize("connections", [1, 4])
+def test_more_runs_at_once_than_an_async_client_may_open_connections_wait_in_turn(
+    redis_url: str, connections: int
+) -> None:
     async def many() -> list[Any]:
         events = list[Any]()
-        store = AsyncRedisStore(redis.asyncio.Redis.from_url(redis_url, max_connections=4), prefix=uuid4().hex)
+        client = redis.asyncio.Redis.from_url(redis_url, max_connections=connections)
+        store = AsyncRedisStore(client, prefix=uuid4().hex)
         engine, wf = AsyncEngine(store=store, hooks=[events.append]), chain(3)
         runs = await asyncio.gather(*(engine.run(wf) for _ in range(50)))
         assert all(run.status is Status.SUCCESS for run in runs)

@@ -125,11 +125,17 @@ class AsyncConnectionCache:
         number = _number(client, 2)
         self._free = asyncio.Semaphore(number) if number else None
         self._idle: list[_CachedConnection] = []
+        most = getattr(getattr(client, "connection_pool", None), "max_connections", None)
+        self.others: contextlib.AbstractAsyncContextManager[object] = (
+            contextlib.nullcontext() if most is None else asyncio.Semaphore(max(1, int(most) - number))
+        )
+        """what needs a connection that is not kept, as a pipeline does, waits here for its turn"""
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
         """Send a command and return its reply."""
         if self._free is None:
-            return await self.client.execute_command(*command, **options)
+            async with self.others:
+                return await self.client.execute_command(*command, **options)
         async with self._free:
             cached = self._idle.pop() if self._idle else _CachedConnection(self.client.client())
             client = cached.client

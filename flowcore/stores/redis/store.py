@@ -267,10 +267,11 @@ class AsyncRedisStore:
             if hasattr(client, "nodes_manager"):  # until the client knows its cluster, it sends commands to any node
                 await client.initialize()
             if isinstance(wanted, Everywhere):
-                return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
+                async with connections.others:
+                    return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
                 return [await connections.execute_command(*wanted[0], **_RAW)]
-            async with client.pipeline(transaction=False) as pipeline:
+            async with connections.others, client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
                     pipeline.execute_command(*command, **_RAW)
                 replies: list[Any] = await pipeline.execute(raise_on_error=False)
