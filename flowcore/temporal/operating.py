@@ -14,6 +14,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from ..errors import DefinitionError, RunNotFound, SendRefused, StoreError, error_message, hashed_key, safe_repr
 from ..retry import Duration, seconds
@@ -196,7 +197,9 @@ class Operators(TemporalServer):
         except RunNotFound:
             raise SendRefused(f"The run of key {hashed_key(key)} has ended and accepts no values.", key=key) from None
         except WorkflowUpdateFailedError as error:
-            raise SendRefused(error_message(error.cause)) from error
+            cause = error.cause  # the text of an ApplicationError begins with its type
+            why = cause.message if isinstance(cause, ApplicationError) else error_message(cause)
+            raise SendRefused(why, key=key) from error
         return counts
 
     # -- deciding ------------------------------------------------------------------------------------------------------
