@@ -73,6 +73,8 @@ _SHOWS_WAITING: Final = "memo-waiting"
 """the patch since which the memo shows that a run waits; runs that began before it have other commands"""
 _LIMITED: Final = "size-limit"
 """the patch since which a step fails whose result is too large for its run"""
+_ANY_RETRY: Final = "any-retry"
+"""the patch since which the commands do not depend on the number of attempts of a step, so that a deploy may change it"""
 _CANCELS_WHEN: Final = "cancel-when"
 """the patch since which a cancellation reaches a `when=`"""
 _AT_LEAST: Final = 0.001
@@ -147,6 +149,7 @@ class WorkflowDriver:
 
     async def drive(self) -> None:
         """Drive the run to its end. A cancellation of the execution cancels the run, but not its undos."""
+        self._inputs.any_retry = workflow.patched(_ANY_RETRY)
         self._advance(self._main, None)
         while not self._over.is_set():
             try:
@@ -330,7 +333,7 @@ class WorkflowDriver:
             if kind == "when":
                 if stop.cancel and workflow.patched(_CANCELS_WHEN):
                     handle.cancel()
-            elif stop.cancel or node.max_attempts > 1:
+            elif stop.cancel or self._inputs.any_retry or node.max_attempts > 1:
                 handle.cancel()
 
     # -- activities ----------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ _BASE: Final = 1_000
 class Inputs:
     """Makes the inputs of one run's activities. `carriers`: those of its steps, by name."""
 
+    any_retry = False
+    """whether no command may depend on the number of attempts of a step"""
+
     def __init__(
         self, run: RunState, request: Request, generation: int, carriers: Mapping[str, dict[str, str]]
     ) -> None:
@@ -90,7 +93,7 @@ class Inputs:
     def _note_attempts(self, node: Node, sent: StepInput) -> None:
         """Note what the attempts of the step before this activity left."""
         park_after = self._request.get("park_after")
-        if node.max_attempts > 1 and park_after is not None and workflow.patched(_PARKS):
+        if park_after is not None and node.max_attempts > 1 and (self.any_retry or workflow.patched(_PARKS)):
             sent["park_after"] = park_after
         before = self._run.tried.get(node.name)
         if before is not None:
