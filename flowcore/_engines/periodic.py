@@ -46,12 +46,13 @@ class PeriodicEngine(EngineBase, ABC):
         """Run a workflow once at each planned time, however many engines on the same store have the same schedule.
 
         `cron`: five fields, in `timezone` (default UTC); needs the extra `schedule`. Or `every`: a period of at least a
-        second, counted from 1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned time that returns
-        them. `missed`: which fires are made up for if no engine began them in time: none ("skip"), the "latest", or
-        "all", one after another; only those within half of the store's retention. `overlap`: what happens to a fire
-        while the previous run is in progress: it is skipped ("skip"), waits ("queue"), or cancels that run and begins
-        after it ("cancel"). `jitter`: seconds by which each fire may be delayed, by the same amount on every engine.
-        `name`: identifies the schedule across engines (default: the workflow's name).
+        second, counted from 1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned
+        time that returns them, which is called on a thread of its own. `missed`: which fires are made up for if no
+        engine began them in time: none ("skip"), the "latest", or "all", one after another; only those within half of
+        the store's retention. `overlap`: what happens to a fire while the previous run is in progress: it is skipped
+        ("skip"), waits ("queue"), or cancels that run and begins after it ("cancel"). `jitter`: seconds by which each
+        fire may be delayed, by the same amount on every engine. `name`: identifies the schedule across engines
+        (default: the workflow's name).
 
         The run of a fire has the key `schedule/NAME/TIME` and `ctx.scheduled_at`, and is never repeated, even if it
         fails. On a durable store, the engine recovers the workflow: every `recover_every` or else every lease.

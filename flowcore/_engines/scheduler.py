@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,7 +29,7 @@ from ..workflow import Workflow
 from .previous_run import PreviousRun, first_decided, is_decided
 from .schedule_log import Log
 
-__all__ = ["LONGEST_WAIT", "Begin", "Scheduled"]
+__all__ = ["LONGEST_WAIT", "Begin", "CallValues", "Scheduled"]
 
 ON_TIME: Final = timedelta(seconds=60)
 """the delay after which a fire that has not been looked at is missed"""
@@ -46,6 +47,8 @@ _log = logging.getLogger("flowcore")
 
 Begin = Callable[[Workflow[Any], Any, str], Any]
 """begins the run with a key in an engine; returns False if another engine has begun it"""
+CallValues = Callable[[Callable[[], Any]], "Future[Any]"]
+"""calls a function of the user without waiting for its end"""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,13 +61,15 @@ class Fire:
     """earlier fires that this fire replaces, in order"""
     error: Exception | None = None
     """why the last try to begin it failed"""
+    values: Future[Any] | None = None
+    """the call of `values=` for this fire"""
 
 
 class Scheduled:
     """One schedule of one engine. Use it in one thread or task at a time.
 
-    `begin`: see Begin. `cancel`: cancels the run with a key, if it is in flight in this engine. `emit`: reports to
-    hooks.
+    `begin`: see Begin. `call`: see CallValues; when the function has ended, this schedule is to be looked at. `cancel`:
+    cancels the run with a key, if it is in flight in this engine. `emit`: reports to hooks.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Scheduled:
         values: Any,
         *,
         begin: Begin,
+        call: CallValues,
         cancel: Callable[[str], bool],
         emit: Callable[[Event], None],
     ) -> None:
@@ -84,6 +90,7 @@ class Scheduled:
         self._store = settings.store
         self._values = values
         self._begin = begin
+        self._call = call
         self._cancel = cancel
         self._emit = emit
         self._window = window_of(settings.store)
@@ -109,6 +116,8 @@ class Scheduled:
     def wait(self) -> float:
         """The seconds until the next look."""
         now = self._now()
+        if self._calls_values():
+            return LONGEST_WAIT
         if self._retry_at is not None:
             at: datetime | None = self._retry_at
         elif self._since is None or self._queue:
@@ -118,9 +127,21 @@ class Scheduled:
         return LONGEST_WAIT if at is None else min(max((at - now).total_seconds(), 0.0), LONGEST_WAIT)
 
     def due(self) -> bool:
-        """Whether there is something to do now."""
+        """Whether there is something to do now. While `values=` is called, there is nothing: the next fires come after
+        this one."""
+        if self._calls_values():
+            return False
         renew = self._log is not None and self._retry_at is None and self._log.outdated(self._settings.wall())
         return renew or self.wait() <= 0
+
+    def _calls_values(self) -> bool:
+        call = self._queue[0].values if self._queue else None
+        return call is not None and not call.done()
+
+    def after_fork(self) -> None:
+        """In a forked child, call `values=` again: the thread that was calling it belongs to the parent."""
+        for fire in self._queue:
+            fire.values = None
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._settings.wall(), UTC)
@@ -250,13 +271,18 @@ class Scheduled:
             self._blocked_since = None
 
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
-        """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it."""
+        """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it, or if
+        `values=` is still being called: after that, everything is looked up again."""
         if (yield from self._is_decided(fire.at)):
             return True
         if self._log is not None:
             yield from self._look_at_others(self._log, now)
         busy = yield from self._previous.in_progress(now.timestamp())
         if busy is None:
+            if callable(self._values) and fire.values is None:
+                fire.values = yield partial(self._call, partial(self._values, fire.at))
+            if self._calls_values():
+                return False
             yield from self._begin_one(fire)
             return True
         fire.error = None
@@ -269,10 +295,11 @@ class Scheduled:
         return False
 
     def _begin_one(self, fire: Fire) -> Generator[Ask, Any, None]:
-        key, values = fire_key(self.schedule.name, fire.at), self._values
-        if callable(values):
+        key, values, call = fire_key(self.schedule.name, fire.at), self._values, fire.values
+        if call is not None:
+            fire.values = None  # if the fire cannot begin, the next try calls it again
             try:
-                values = yield partial(values, fire.at)
+                values = call.result()
             except Exception as error:
                 raise DefinitionError(
                     f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"

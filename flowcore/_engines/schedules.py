@@ -11,6 +11,7 @@ import weakref
 from abc import ABC, abstractmethod
 from asyncio import CancelledError, ensure_future, get_running_loop, shield
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -85,6 +86,7 @@ class Schedules(ABC, Generic[E]):
             self._scheduled[schedule.name] = Scheduled(
                 *(engine._settings, workflow, schedule, values),
                 begin=self.begin,
+                call=self._call,
                 cancel=self.cancel,
                 emit=partial(_emit, self._reference),
             )
@@ -92,6 +94,27 @@ class Schedules(ABC, Generic[E]):
 
     def _refuse_unsupported(self, workflow: Workflow[Any]) -> None:
         """Raise DefinitionError for a workflow that this kind of engine cannot carry."""
+
+    @abstractmethod
+    def begin_looking(self) -> None:
+        """Look at the schedules now. Thread-safe."""
+
+    def _call(self, values: Callable[[], Any]) -> Future[Any]:
+        """Call a `values=` on a thread of its own, so that a slow one delays no other schedule."""
+        call: Future[Any] = Future()
+        run = partial(contextvars.copy_context().run, partial(self._answer, values, call))
+        try:
+            threading.Thread(target=run, name="flowcore-values", daemon=True).start()
+        except RuntimeError:  # the process cannot start a thread
+            run()
+        return call
+
+    def _answer(self, values: Callable[[], Any], call: Future[Any]) -> None:
+        try:
+            call.set_result(values())
+        except BaseException as error:  # noqa: BLE001 - the schedule that waits for it raises it
+            call.set_exception(error)
+        self.begin_looking()
 
     @property
     def _engine(self) -> E:
@@ -111,6 +134,8 @@ class Schedules(ABC, Generic[E]):
     def _after_fork(self) -> None:
         self._adding = threading.Lock()
         self._looking_now = threading.Lock()
+        for one in list(self._scheduled.values()):
+            one.after_fork()
 
 
 class ThreadSchedules(Schedules["Engine"]):

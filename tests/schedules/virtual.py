@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -94,7 +96,11 @@ class Clockwork:
         )
         schedule = Schedule.of("nightly", "nightly", **options)
         self.scheduled = Scheduled(
-            settings, self.workflow, schedule, values, begin=self.begin, cancel=self.cancel, emit=self.events.append
+            *(settings, self.workflow, schedule, values),
+            begin=self.begin,
+            call=called,
+            cancel=self.cancel,
+            emit=self.events.append,
         )
         world.engines.append(self)
 
@@ -161,6 +167,16 @@ class Cut:
             return found(*arguments, **options)
 
         return call
+
+
+def called(values: Callable[[], Any]) -> Future[Any]:
+    """The call of a `values=`, which takes no time."""
+    call: Future[Any] = Future()
+    try:
+        call.set_result(values())
+    except Exception as error:  # noqa: BLE001 - the schedule raises it
+        call.set_exception(error)
+    return call
 
 
 def counter() -> Any:
