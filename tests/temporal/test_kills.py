@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from flowcore import IdempotencyHeld, Status
+from flowcore import IdempotencyHeld, RunTimeout, Status
 
 from .conftest import LEASE, PATIENCE, Server, Temporal, eventually, is_over, until
 
+_TIMED_OUT: Any = "activity_task_timed_out_event_attributes"
 MODULE = Path(__file__).parent / "killed.py"
 
 
@@ -112,6 +113,31 @@ def test_a_step_that_kills_its_workers_is_held(temporal: Temporal, killed: Any, 
     temporal.run(main)
 
 
+def test_a_step_that_no_worker_takes_over_before_the_deadline_is_undone(
+    temporal: Temporal, killed: Any, tmp_path: Path
+) -> None:
+    wf = killed.workflow("plain")
+
+    async def is_overdue(engine: Any) -> bool:
+        handle = engine.store._client.get_workflow_handle(f"{temporal.queue}:k")
+        return any([event.HasField(_TIMED_OUT) async for event in handle.fetch_history_events()])
+
+    async def main() -> None:
+        engine = await temporal.engine(lease=1.0)
+        await asyncio.to_thread(temporal.worker_process, MODULE)
+        values = {"folder": str(tmp_path), "name": "plain"}
+        future = engine.submit(wf, values, idempotency_key="k", check=False, deadline=4)
+        await asyncio.to_thread(eventually, lambda: "stuck" in whats(tmp_path, "plain"))
+        temporal.kill_workers()
+        await until(lambda: is_overdue(engine))
+        await asyncio.to_thread(temporal.worker_process, MODULE)
+        run = await future
+        assert isinstance(run.error, RunTimeout)
+        assert whats(tmp_path, "plain") == ["first", "stuck", "undo stuck", "undo first"]
+
+    temporal.run(main)
+
+
 def test_a_verify_that_cannot_tell_is_asked_again_and_is_no_crash(
     temporal: Temporal, killed: Any, tmp_path: Path
 ) -> None:
@@ -149,8 +175,11 @@ def test_a_worker_that_is_stopped_leaves_its_step_to_another_one(
 
 
 def test_a_killed_server_continues_where_it_was(killed: Any, tmp_path: Path) -> None:
-    """It is killed while one run is in a step, one in an undo, one waits for a value, and one is held."""
+    """It is killed while one run is in a step, one in an undo, one waits for a value, one is held, and one is
+    cancelled."""
     server = Server(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
     temporal = Temporal(server)
     plain, undone, waits, held = killed.workflow("plain"), killed.in_undo(), killed.waits(), killed.held()
 
@@ -164,10 +193,18 @@ def test_a_killed_server_continues_where_it_was(killed: Any, tmp_path: Path) -> 
             assert (await submit(held)).held
             stuck, in_undo, waiting = submit(plain), submit(undone), submit(waits)
             await waiting.waiting()
+            values = {"folder": str(other), "name": "cancelled"}
+            cancelled = asyncio.create_task(engine.run(plain, values, idempotency_key="cancelled"))
             await until(lambda: _all_stuck(tmp_path, [plain.name, undone.name]))
+            await until(lambda: _all_stuck(other, ["cancelled"]))
             server.kill()
+            cancelled.cancel()
             (tmp_path / "go").touch()
             await asyncio.to_thread(server.start)
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(cancelled, PATIENCE)
+            assert whats(other, "cancelled")[-1] == "undo first"
+            (other / "go").touch()
             assert (await asyncio.wait_for(stuck, PATIENCE))["stuck"] == "done"
             assert whats(tmp_path, "plain")[0] == "first"
             assert set(whats(tmp_path, "plain")[1:]) == {"stuck"}
