@@ -538,7 +538,7 @@ def test_a_submitted_run_is_cancelled_before_it_begins(store: SQLiteStore, ledge
         async with AsyncEngine(store=store) as engine:
             future = engine.submit(ledger.chain("a"), idempotency_key="k")
             assert await engine.cancel(key="k")
-            with pytest.raises(asyncio.CancelledError):
+            with pytest.raises(StepCancelled):
                 await future
 
     run_async(main)
