@@ -51,7 +51,7 @@ LONGEST: Final = [
         "dashboards": ("live", "rules", "days"),
         "durable": ("crash_matrix", "waits", "outages", "fleet", "storm", "fan_out", "long_backoffs"),
         "examples": ("demo", "waiting", "deploys", "killing", "service"),
-        "temporal": ("kills", "runs", "waits", "demo", "table"),
+        "temporal": ("kills", "runs", "limits", "waits", "demo", "table"),
         "simulator": ("crashes", "crash_mutants", "agreement"),
         "core": ("ctrl_c", "poison", "executor"),
         ".": ("newcomer", "guide", "packaging", "limits"),
