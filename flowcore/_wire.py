@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from .errors import (
     CompensationFailed,
@@ -197,9 +197,11 @@ def _encodable(data: Any, limit: int = sys.maxsize) -> Any:
         text = data.encode("utf-8", "backslashreplace").decode()
         return text if len(text) <= limit else text[:limit] + "…"
     if isinstance(data, list):
-        return [_encodable(one, limit) for one in cast("list[Any]", data)]
+        items: list[Any] = data
+        return [_encodable(one, limit) for one in items]
     if isinstance(data, dict):
-        return {_encodable(name): _encodable(one, limit) for name, one in cast("dict[str, Any]", data).items()}
+        pairs: dict[str, Any] = data
+        return {_encodable(name): _encodable(one, limit) for name, one in pairs.items()}
     return data
 
 
