@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from .errors import (
     CompensationFailed,
@@ -197,11 +197,9 @@ def _encodable(data: Any, limit: int = sys.maxsize) -> Any:
         text = data.encode("utf-8", "backslashreplace").decode()
         return text if len(text) <= limit else text[:limit] + "…"
     if isinstance(data, list):
-        items: list[Any] = data
-        return [_encodable(one, limit) for one in items]
+        return [_encodable(one, limit) for one in cast("Any", data)]
     if isinstance(data, dict):
-        pairs: dict[str, Any] = data
-        return {_encodable(name): _encodable(one, limit) for name, one in pairs.items()}
+        return {_encodable(name): _encodable(one, limit) for name, one in cast("Any", data).items()}
     return data
 
 
