@@ -13,6 +13,7 @@ import contextvars
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -341,7 +342,9 @@ class _Activity:
         while True:
             self._beats.beat()
             await pulse.encode(self._beats)
-            await asyncio.sleep(self._lease / _BEATS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lease / _BEATS):
+                    await self._beats.changed.wait()
 
     async def _cancelled(self, driver: AsyncDriver) -> None:
         """Handle a cancellation of the activity, by its run or because this worker stops. A run does not cancel its

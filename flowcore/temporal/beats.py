@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -43,6 +44,8 @@ class Beats:
         """Temporal's name for this attempt, and when its latest heartbeat was sent"""
         self.payloads: Sequence[Payload] | None = None
         """the details of the next heartbeat, encoded, for a thread that sends it"""
+        self.changed = asyncio.Event()
+        """set when an attempt has failed, so that the details must be encoded again"""
         self.in_doubt = info.attempt > 1 and known.get("unbegun") != info.attempt - 1
         """whether an earlier worker may have begun the step's latest attempt and not reported its end"""
         self.crashes = info.attempt - 1 - self._returned
@@ -67,6 +70,7 @@ class Beats:
         if end.scope is not None:
             self.failed["times"] = [list(times) for times in end.scope.attempt_times]
         self.beat()
+        self.changed.set()
 
     def give_back(self, why: str, *, in_doubt: bool, kind: str = "GivenBack", later: bool = False) -> ApplicationError:
         """Return the error with which Temporal gives the activity to another worker. `in_doubt`: whether the step may

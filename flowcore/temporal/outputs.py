@@ -13,6 +13,7 @@ from .._kernel.scopes import StepScope
 from .._wire import pack_error, unpack_error
 from ..errors import FlowcoreError, NotSerializable, RunTimeout, StepCancelled, safe_repr
 from ..plan import Node
+from ..run import StepReport
 from ..status import Status
 from .wire import StepOutput
 
@@ -41,10 +42,12 @@ def _overdue(error: exceptions.TimeoutError, run: RunState, node: Node) -> StepO
     """The output of a step that no worker could begin before the deadline of its run. A worker that has died may have
     begun it."""
     late = RunTimeout(f"run {run.run_id} of {safe_repr(run.workflow.name)} did not finish before its deadline.")
-    output: StepOutput = {"status": str(Status.FAILURE), "attempts": 0, "error": pack_error(late)}
+    before = run.tried.get(node.name, StepReport())
+    output: StepOutput = {"status": str(Status.FAILURE), "attempts": before.failed, "error": pack_error(late)}
+    output["errors"] = list(before.errors)
     left = error.last_heartbeat_details
     if left and "unbegun" not in left[0]:
-        output["attempts"], output["in_doubt"] = 1, True
+        output["attempts"], output["in_doubt"] = before.failed + 1, True
         if node.step.verify is not None or node.step.on_crash != "retry":
             output["decision"] = "undo" if node.step.on_crash == "undo" and node.step.verify is None else "hold"
             output["reason"] = (

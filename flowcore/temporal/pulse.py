@@ -44,8 +44,10 @@ class Pulse:
 
     async def encode(self, beats: Beats) -> None:
         """Encode what the heartbeats of an activity say by now."""
-        if self._works:
-            beats.payloads = await self._converter.encode([beats.details()])
+        if self._works and (beats.payloads is None or beats.changed.is_set()):
+            beats.changed.clear()
+            with contextlib.suppress(Exception):  # the client's codec; heartbeats from the loop go through it too
+                beats.payloads = await self._converter.encode([beats.details()])
 
     def add(self, beats: Beats) -> None:
         """Look after the heartbeats of an activity from now on."""
