@@ -67,9 +67,9 @@ class StoreClaims:
         try:
             found = yield from claim(run, self.local, self._owner)
         except BaseException as error:
-            # A signal handler exits, and the claim may be granted. If it has cancelled the run, the claim was withdrawn.
-            if not isinstance(error, Exception | GeneratorExit) and error is not run.error:
-                emit.refused(run, error)
+            if isinstance(error, SystemExit | KeyboardInterrupt):  # a signal handler exits: the claim may be granted
+                if error is not run.error:
+                    emit.refused(run, error)
                 if not run.queued:
                     yield from withdraw(run, own_id)
             raise

@@ -253,7 +253,9 @@ class AsyncDriver(StoreCalls):
             self.raised_by_handler = error
         if program is not self._main:
             self.cancel(error)
-            if not self.run.running:
+            if self.run.running > 0:  # a step that it may have held is given up after the grace that the others have
+                self.loop.call_later(self.run.settings.grace, self._free_places)
+            else:
                 self._resume_main()
             return None
         if self._aborted_main is not None:
@@ -261,6 +263,10 @@ class AsyncDriver(StoreCalls):
             return None
         self._aborted_main, self._main = program, abort(self.run, error)
         return self._main
+
+    def _free_places(self) -> None:
+        if stopping.free_places(self.run):
+            self._resume_main()
 
     def _spawn(self, program: Program[Any], answer: Any, over: PendingReply | None = None) -> None:
         """Advance `program` in a separate task. `over` is set once that task has ended."""

@@ -18,9 +18,11 @@ from .._kernel.effects import AwaitAbandoned, Call, Outcome, Program, Sleep, Sto
 from .._kernel.run import abort, work_beside_main
 from .._kernel.run_state import RunState
 from ..context import Context
+from ..errors import NoThread
 from ..exits import deferred, is_exit_of_handler, take_deferred
 from ..run import Run
 from .interrupts import SigintGuard, raised_by_signal, restore, undo_interrupted
+from .workers import Timers
 
 __all__ = ["CallersThread", "Parked"]
 
@@ -52,8 +54,9 @@ class CallersThread(ABC):
     _main_due = False
     """(under the lock) whether the main program was resumed before it waited"""
 
-    def __init__(self, run: RunState, main: Program[Run]) -> None:
+    def __init__(self, run: RunState, main: Program[Run], timers: Timers) -> None:
         self.run = run
+        self._timers = timers
         self._main = main
         self._starts = [True]  # emptied when the run begins or is dropped; list.pop is atomic
         self._lock = threading.Lock()
@@ -191,11 +194,21 @@ class CallersThread(ABC):
         return self._main
 
     def worker_ended(self, error: BaseException) -> None:
-        """Cancel the run because `error` has ended a worker that held no step."""
+        """Cancel the run because `error`, such as the exit of a signal handler, has ended a worker. A step that it may have
+        held is given up after the grace that the others have."""
         if is_exit_of_handler(error):
             self.raised_by_handler = error
         self.cancel(error)
-        if not self.run.running:
+        if self.run.running <= 0:
+            self._resume_main()
+            return
+        try:
+            self._timers.after(self.run.settings.grace, self._free_places)
+        except NoThread:
+            self._free_places()
+
+    def _free_places(self) -> None:
+        if not self.over and stopping.free_places(self.run):
             self._resume_main()
 
     def _take_back(self, program: Program[Any]) -> bool:

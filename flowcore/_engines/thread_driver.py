@@ -69,10 +69,9 @@ class Driver(CallersThread):
         timers: Timers,
         on_over: Callable[[Driver], None],
     ) -> None:
-        super().__init__(run, main)
+        super().__init__(run, main, timers)
         self.on_over = on_over
         self._pool = pool
-        self._timers = timers
         self._patience: Timer | None = None
         """(under the lock) the timer that ends the run's wait for a thread"""
 

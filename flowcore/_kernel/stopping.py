@@ -18,6 +18,7 @@ __all__ = [
     "fail_after_all",
     "fail_step",
     "forget_pivot",
+    "free_places",
     "hand_over",
     "hold",
     "interrupt",
@@ -138,6 +139,15 @@ def fail_after_all(run: RunState, error: BaseException) -> None:
             _leave(run, error)
         else:
             _stop(run, error, next(reversed(run.results), None))
+
+
+def free_places(run: RunState) -> bool:
+    """Free the places of all steps, because a worker that was cut short may have kept one. Returns whether the main
+    program waits for that; the caller then resumes it."""
+    with run.lock:
+        waits, run.main_waits = run.main_waits, False
+        run.running = 0
+        return waits
 
 
 def resume_undo(

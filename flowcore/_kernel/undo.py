@@ -36,11 +36,14 @@ def undo_all(run: RunState) -> Program[None]:
         return
     yield from wait_for_abandoned(run)
     if run.workflow.parallel_undo:
+        due = run.to_undo[:]
         run.begin_parallel_undo()
         yield from work_undo(run, run.take())
         if not run.idle(waits=True):
             yield WAIT
         run.undoing = None
+        # The exit of a signal handler may have ended a worker before it made the undo that it had taken.
+        run.to_undo.extend(node for node in due if run.report(node).undo is None and node not in run.to_undo)
     yield from undo_rest(run)
 
 
@@ -57,9 +60,9 @@ def undo_rest(run: RunState) -> Program[None]:
 def work_undo(run: RunState, node: Node | None) -> Program[None]:
     """Run one worker of a parallel undo: undo `node`, then the steps that may be undone after it."""
     while node is not None:
-        if run.ready and run.needs_worker():
-            yield REQUEST_WORKER
         try:
+            if run.ready and run.needs_worker():
+                yield REQUEST_WORKER
             if run.is_undone_here:
                 yield from undo_one(run, node)
         except BaseException as error:

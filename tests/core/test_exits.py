@@ -84,8 +84,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def drive(kind: str, wf: Workflow, store: Any, strike: Strike | None = None, **options: Any) -> Run:
     """Run a workflow with the key "k" in the main thread; on asyncio, with async steps."""
     key, check = options.pop("idempotency_key", "k"), options.pop("check", True)
+    options = {"grace": 1, **options}
     if kind == "threads":
-        engine = Engine(store=store, grace=1, **options)
+        engine = Engine(store=store, **options)
         try:
             with strike or nullcontext():
                 return engine.run(wf, idempotency_key=key, check=check)
@@ -94,7 +95,7 @@ def drive(kind: str, wf: Workflow, store: Any, strike: Strike | None = None, **o
     make_async(wf)
 
     async def main() -> Run:
-        engine = AsyncEngine(store=store, grace=1, **options)
+        engine = AsyncEngine(store=store, **options)
         with strike or nullcontext():
             return await engine.run(wf, idempotency_key=key, check=check)
 
@@ -102,10 +103,14 @@ def drive(kind: str, wf: Workflow, store: Any, strike: Strike | None = None, **o
 
 
 def saga(ledger: Ledger, *, fails: bool) -> Workflow:
-    wf = ledger.chain("a", "b", "c!" if fails else "c", workflow="saga")
+    return with_retries(ledger.chain("a", "b", "c!" if fails else "c", workflow="saga"))
+
+
+def with_retries(wf: Workflow) -> Workflow:
+    """Let each undo be attempted twice."""
     for step in wf.steps:
-        assert step.compensation is not None
-        step.compensation = replace(step.compensation, retry=Retry(2, Backoff.fixed(0)))
+        if step.compensation is not None:
+            step.compensation = replace(step.compensation, retry=Retry(2, Backoff.fixed(0)))
     return wf
 
 
@@ -147,6 +152,37 @@ def test_an_exit_at_any_moment_leaves_the_run_parked_undone_or_done(
         found = [] if isinstance(raised, SystemExit) else [f"raised {raised!r}"]
         found += aftermath(kind, wf, store, key, ledger)
         problems.extend(f"{strike.struck}: {problem}" for problem in found)
+    assert moment > 100
+    assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("parallel", [False, True])
+def test_an_exit_at_any_moment_of_steps_beside_each_other_ends_their_run(
+    kind: str, parallel: bool, share: Share, full: bool
+) -> None:
+    problems: list[str] = []
+    moment = 0
+    for moment in share(itertools.count(1, 3 if full else 7)):
+        ledger, store, wf = Ledger(), MemoryStore(), Workflow("fan", parallel_undo=parallel)
+        for name in "abc":
+            ledger.add(wf, name)
+        ledger.add(wf, "d", depends_on=["a", "b", "c"], raises=ValueError("d"), undoable=False)
+        strike = Strike(moment, terminate)
+        with_retries(wf)
+        raised: BaseException | None = None
+        try:
+            drive(kind, wf, store, strike, grace=0.05)
+        except BaseException as error:  # noqa: BLE001 - judged below
+            raised = error
+        if not strike.struck:
+            break
+        if not isinstance(raised, SystemExit):
+            problems.append(f"{strike.struck}: raised {raised!r}")
+        if status(store) is Status.RUNNING or (+ledger.standing).keys() - {"d"}:
+            problems.append(f"{strike.struck}: {status(store)}, {ledger}")
     assert moment > 100
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
 
