@@ -92,14 +92,27 @@ def drive(kind: str, wf: Workflow, store: Any, strike: Strike | None = None, **o
                 return engine.run(wf, idempotency_key=key, check=check)
         finally:
             assert not engine._live, "the engine cannot be closed"
+            no_thread_for_leases(engine)
     make_async(wf)
+    engines: list[AsyncEngine] = []
 
     async def main() -> Run:
         engine = AsyncEngine(store=store, **options)
+        engines.append(engine)
         with strike or nullcontext():
             return await engine.run(wf, idempotency_key=key, check=check)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    finally:
+        for engine_of_loop in engines:
+            no_thread_for_leases(engine_of_loop)
+
+
+def no_thread_for_leases(engine: Engine | AsyncEngine) -> None:
+    """End the thread that renews leases now. Without runs, it would end by itself, but only after a lease."""
+    if engine._runs.leases is not None:
+        engine._runs.leases.close()
 
 
 def saga(ledger: Ledger, *, fails: bool) -> Workflow:
