@@ -115,7 +115,7 @@ class _WrittenGauges(WorkflowSeries):
         self._counted: dict[InFlightRun, int] = {}  # (lock) run -> its ready steps in the gauge
 
     def enqueue(self, run_id: str) -> None:
-        if run_id not in self.queued:  # another hook on the registry may have been told of it
+        if run_id not in self.queued:  # another hook on the registry may have counted it
             super().enqueue(run_id)
             self._queued.inc()
 

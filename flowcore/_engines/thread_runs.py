@@ -68,7 +68,7 @@ class LiveThreadRuns(LiveRuns[Driver]):
 
 
 def _release(runs: list[RunState], limit: float) -> None:
-    """Release runs that were recorded as queued. If the store is unreachable, a thread goes on with that."""
+    """Release runs that were recorded as queued. Waits for the store `limit` seconds at most; the call may end later."""
     leases = [Lease(run.stored_key, run.run_id, run.fence) for run in runs]
 
     def release() -> None:

@@ -149,7 +149,7 @@ class Call:
         self.late_outcome: Outcome | None = None  # of an abandoned call; see RunState.complete_late
         self.completed_late_at = 0.0
         self.after_undo = False  # whether the undo of its node had begun when it completed late
-        self.reported_late = False  # whether hooks have been told that it completed late
+        self.reported_late = False  # whether the event that it completed late was emitted
 
     def abandon(self) -> None:
         """Set `ctx.cancelled` for the user code, because its result is not awaited any more."""

@@ -236,7 +236,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
 
     async def _cancel(self, run: RunState, claim: _SentClaim, task: asyncio.Task[Run]) -> None:
         """Cancel a run because its caller was cancelled, once the reply to its claim has arrived. An unreachable server
-        is called again. `task`: it waits for the outcome, and goes on to do so if the run is the caller's own."""
+        is called again. `task`: it waits for the outcome, and continues to wait if the run is the caller's own."""
         await asyncio.wait([claim.reply])
         run_id, patience = claim.run_id, run.settings.store_patience
         try:

@@ -1,6 +1,6 @@
 """A thread of a worker that sends the heartbeats of its activities while its event loop is blocked.
 
-The SDK sends a heartbeat in the worker's event loop, whichever thread it comes from. So a step that blocks the loop for a
+The SDK sends a heartbeat in the worker's event loop, from any thread. So a step that blocks the loop for a
 lease would cost every step of its worker their leases, and each of them would run again elsewhere.
 """
 

@@ -329,7 +329,7 @@ def test_park_after_is_a_number_of_seconds(kind: type[Any], wrong: Any) -> None:
         kind(park_after=wrong)
 
 
-def test_what_is_reported_of_it_counts_from_its_first_attempt_whoever_made_that(town: Town) -> None:
+def test_what_is_reported_of_it_counts_from_its_first_attempt_also_under_earlier_owners(town: Town) -> None:
     events, effects = list[Event](), list[str]()
     wf = payment(effects, SHORT, works_at=2)
     engine = town.engine(park_after=0.1, hooks=[events.append], workflows=[wf], recover_every=0.05)
