@@ -7,11 +7,11 @@ import asyncio
 import contextvars
 import random
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from flowcore import AsyncEngine, Backoff, CompensationFailed, Retry, Status, Workflow
+from flowcore import AsyncEngine, Backoff, CompensationFailed, Retry, RunTimeout, Status, Workflow
 from flowcore._durable.claim import StoreClaims
 from flowcore._engines.aio_driver import AsyncDriver
 from flowcore._engines.workers import Workers
@@ -218,3 +218,19 @@ def test_the_end_of_a_run_from_elsewhere_says_so(expected: Any, fails: bool) -> 
     (event,) = finished
     assert (event.outcome, event.elsewhere) == (run.status, fails)
     assert not event.elsewhere or event.expected is (expected == (ValueError,))
+
+
+def test_a_step_that_another_process_gets_after_the_deadline_does_not_begin() -> None:
+    wf, calls = Workflow("late"), list[int]()
+    wf.add_step("step", lambda ctx: calls.append(1))
+    part = state(wf, (), whole=False)
+    part.deadline = part.settings.clock() - 1
+
+    async def main() -> StepEnd:
+        driver = AsyncDriver(part, 0, Workers(4, "late"), set(), run_whole_step(part, part.plan.nodes[0]))
+        await driver.run_here()
+        end: Any = driver.result
+        return cast("StepEnd", end)
+
+    end = asyncio.run(main())
+    assert (end.status, end.attempts, type(end.error), calls) == (Status.FAILURE, 0, RunTimeout, [])
