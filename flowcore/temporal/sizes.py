@@ -14,13 +14,19 @@ if TYPE_CHECKING:
     from ..stores.base import RunRecord
     from .wire import StepOutput
 
-__all__ = ["ERRORS", "MOST", "Carried", "brief", "check_claim", "check_output", "size_of"]
+__all__ = ["ERRORS", "LARGEST", "MOST", "Carried", "brief", "check_claim", "check_output", "size_of"]
 
 MOST: Final = 1_900_000
 """bytes of all results and values of a run, in the JSON of its record. Temporal's limit for it is 2 MiB; the rest is for
 its errors"""
 ERRORS: Final = 131_072
 """bytes of errors in that record that may have their tracebacks and causes"""
+LARGEST: Final = 2_050_000
+"""bytes of that record, from which on its errors are cut as short as possible"""
+_BEGINNING: Final = 100
+"""characters of a message that are left then"""
+_SHORT: Final = 2_000
+"""bytes of the arguments and attributes of an error that are sent even if there is little room"""
 _STEP: Final = 250
 """bytes of a step in that record, without its name and its result"""
 
@@ -30,9 +36,17 @@ def size_of(data: Any) -> int:
     return len(json.dumps(data))
 
 
-def brief(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """A packed error (see flowcore._wire) without its traceback, arguments, notes and causes."""
-    return {"module": packed["module"], "type": packed["type"], "message": packed["message"], "trace": ""}
+def brief(packed: Mapping[str, Any], *, shortest: bool = False) -> dict[str, Any]:
+    """A packed error (see flowcore._wire) without its traceback, notes and causes, and without long arguments. With
+    `shortest`, only its class and the beginning of its message are left."""
+    message = packed["message"][:_BEGINNING] if shortest else packed["message"]
+    left = {"module": packed["module"], "type": packed["type"], "message": message, "trace": ""}
+    data = {name: packed[name] for name in ("args", "vars") if name in packed}
+    if size_of(data) <= _SHORT and not shortest:
+        left |= data
+    if "failures" in packed:
+        left["failures"] = {step: brief(failure, shortest=shortest) for step, failure in packed["failures"].items()}
+    return left
 
 
 def check_claim(run_id: str, fields: Mapping[str, str]) -> None:

@@ -8,7 +8,9 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -19,7 +21,7 @@ from ..status import Status
 from ..stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord
 from ..stores.codec import Codec
 from ..stores.encoding import Encoding
-from .sizes import ERRORS, brief, size_of
+from .sizes import ERRORS, LARGEST, brief, size_of
 
 __all__ = [
     "TEXTS",
@@ -270,7 +272,16 @@ def times_of(started: float, finished: float | None = None, fence: int = 1) -> d
 
 def encode_outcome(record: RunRecord, raised: BaseException | None = None) -> Outcome:
     """Encode a record whose values are texts already, and the error that its caller gets."""
-    pack = _ErrorPacker()
+    outcome = _encoded(record, raised, _ErrorPacker())
+    if size_of(outcome) > LARGEST:  # hundreds of undos have failed
+        bare = copy.copy(record)
+        bare.steps = {name: replace(step, error=None, undo_error=None) for name, step in record.steps.items()}
+        outcome = _encoded(record, raised, lambda error: brief(pack_error(error), shortest=True))
+        outcome["fields"] = fields_of(TEXTS, bare)
+    return outcome
+
+
+def _encoded(record: RunRecord, raised: BaseException | None, pack: Callable[[BaseException], Packed]) -> Outcome:
     packed = None if raised is None else pack(raised)
     errors: dict[str, Packed] = {}
     if record.error is not None:

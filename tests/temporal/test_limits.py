@@ -1,6 +1,7 @@
 """What a run on Temporal can carry, and what happens at its limits: of size, of time, and of a worker's event loop."""
 
 import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from flowcore import DefinitionError, NotSerializable, RunTimeout, SendRefused, Status, Workflow
+from flowcore import CompensationFailed, DefinitionError, NotSerializable, RunTimeout, SendRefused, Status, Workflow
+from flowcore.run import StepReport
+from flowcore.stores.base import RunRecord
 
 from .conftest import PATIENCE, Temporal, connect, until
 
@@ -58,6 +61,23 @@ def test_any_error_can_be_sent(temporal: Temporal) -> None:
         assert errors[4].__notes__[0] == "n"
 
     temporal.run(main)
+
+
+def test_the_outcome_of_hundreds_of_failed_undos_can_be_sent() -> None:
+    from flowcore._wire import unpack_error
+    from flowcore.temporal.wire import TEXTS, decode_outcome, encode_outcome
+
+    failures: dict[str, Exception] = {f"s{n}": ValueError("é" * 900) for n in range(400)}
+    record = RunRecord("k", "run", "order", None, "graph", status=Status.COMPENSATION_FAILED, held=True)
+    record.steps = {name: StepReport(Status.SUCCESS, 1, undo_error=error) for name, error in failures.items()}
+    outcome = encode_outcome(record, CompensationFailed("not undone", failures))
+    assert len(json.dumps(outcome)) < 2 * 1024 * 1024
+    assert outcome["raised"] is not None
+    raised = unpack_error(outcome["raised"])
+    assert isinstance(raised, CompensationFailed)
+    assert raised.failures.keys() == failures.keys()
+    decoded = decode_outcome(outcome["fields"], outcome["errors"], TEXTS)
+    assert str(decoded.steps["s399"].undo_error) == "ValueError: " + "é" * 100
 
 
 def test_results_that_are_too_large_together_fail_their_step_and_the_run_is_undone(temporal: Temporal) -> None:
