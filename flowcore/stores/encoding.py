@@ -190,8 +190,8 @@ class Encoding:
 
     def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
         """The fields that a checkpoint changes: its steps and writes, the highest `seq` among them, and undoing,
-        failed_step and error if they are given."""
-        run_id, seq = checkpoint.run_id, 0
+        failed_step and error if they are given. After one that heals, the record has all that its owner knows."""
+        run_id, seq = checkpoint.run_id, checkpoint.base if checkpoint.heals else 0
         fields: dict[str, str] = {}
         types = checkpoint.types
         for name, step in checkpoint.steps.items():

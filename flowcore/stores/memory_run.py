@@ -154,7 +154,8 @@ class LiveRun:
             self._writes = {} if self._writes is None else self._writes
             _update(self._writes, checkpoint.writes)
         saved: tuple[StepRecord | Write, ...] = (*checkpoint.steps.values(), *checkpoint.writes.values())
-        record.seq = max((record.seq, *(one.seq for one in saved)))
+        healed = checkpoint.base if checkpoint.heals else 0
+        record.seq = max((record.seq, healed, *(one.seq for one in saved)))
         record.undoing = record.undoing or checkpoint.undoing
         if checkpoint.failed_step is not None:
             record.failed_step = checkpoint.failed_step

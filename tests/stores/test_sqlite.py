@@ -816,3 +816,33 @@ def test_a_store_that_is_open_when_the_interpreter_exits_is_closed(path: Path) -
     command = [sys.executable, "-W", "always", "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
+
+
+def test_a_checkpoint_that_comes_late_lowers_no_number(tmp_path: Path) -> None:
+    """As those of two steps beside each other may: the record would count as one that has gone back in time."""
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    claimed = store.claim(Claim("k", "run", "w", None, "[]", {}, lease=60.0))
+    assert isinstance(claimed, Claimed)
+
+    def of(seq: int, base: int = 0) -> Checkpoint:
+        report = StepReport(Status.SUCCESS, 1)
+        return Checkpoint("k", "run", claimed.fence, 60.0, {f"step {seq}": StepRecord(seq, report)}, {}, base=base)
+
+    assert store.checkpoint(of(9)) is None
+    assert store.checkpoint(of(8)) is None
+    assert store.checkpoint(of(10, base=9)) is None
+
+
+def test_a_run_whose_record_has_too_low_a_number_is_resumed(tmp_path: Path) -> None:
+    """Earlier releases wrote such records. An owner that took one over healed it again and again, without end."""
+    path, wf = tmp_path / "runs.db", Workflow("w")
+    wf.add_step("a", lambda ctx: 1)
+    store = SQLiteStore(path, durability="normal")
+    Engine(store=store).run(wf, idempotency_key="k")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE runs SET seq = 1, status = 'parked', forget = NULL")
+    with Engine(store=store) as engine:
+        assert engine.submit(wf, idempotency_key="k").result(20)["a"] == 1
+    record = store.find("k")
+    assert record is not None
+    assert record.status == Status.SUCCESS
