@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from .._kernel import emit, stopping
 from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run_state import RunState
-from ..errors import LeaseLost, NotSerializable, RunParked, StepCancelled, StoreUnavailable, safe_repr, safe_str
+from ..errors import (
+    LeaseLost,
+    NotSerializable,
+    RunParked,
+    StepCancelled,
+    StoreError,
+    StoreUnavailable,
+    safe_repr,
+    safe_str,
+)
 from ..retry import Backoff
 from ..stores.base import Arrived, Behind, Checkpoint, DefinitionChanged, Lost, Renewal, RunRecord
 from .endings import ending
@@ -46,6 +55,8 @@ CLAIM_PATIENCE: Final = 1 / 3
 """the part of a lease for which a claim is sent again to an unreachable store"""
 STORE_BACKOFF: Final = Backoff.exponential(0.02, max_delay=1.0, jitter=False)
 """the delays between retries of a call to an unreachable store"""
+_HEALS: Final = 10
+"""how often an owner writes all that it knows before it concludes that its store keeps none of it"""
 _MARGIN: Final = 1 / 6
 """the last part of a lease; a run that is cancelled or left retries no call of the store in it"""
 _REFUSALS: Final = (NotSerializable, DefinitionChanged)
@@ -80,11 +91,15 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
     changes.types = run.plan.types
     end = ending(run, record, changes, ledger.reason)
     answer, failure = yield from retry_store_call(run, ledger, "finish", end)
-    while failure is None and isinstance(answer, Behind):
+    for _ in range(_HEALS):
+        if failure is not None or not isinstance(answer, Behind):
+            break
         answer, failure = yield from _healed(run, ledger, changes, answer, None)
         if failure is None and not isinstance(answer, Lost):
             changes.base = ledger.base
             answer, failure = yield from retry_store_call(run, ledger, "finish", end)
+    if failure is None and isinstance(answer, Behind):
+        failure = _stays_behind(run)
     if failure is not None or isinstance(answer, Arrived):
         _put_back(run, ledger, changes, failure)
     if isinstance(answer, Arrived):
@@ -150,15 +165,27 @@ def _healed(
 ) -> Program[Answer]:
     """Write all that this owner knows of the run if its record has gone back in time. Returns the final reply or
     error."""
-    while failure is None and isinstance(answer, Behind):
+    for _ in range(_HEALS):
+        if failure is not None or not isinstance(answer, Behind):
+            break
         with run.lock:
             steps, writes = ledger.all_known()
         healing = replace(checkpoint, steps=steps, writes=writes, heals=True)
         answer, failure = yield from retry_store_call(run, ledger, "checkpoint", healing)
+    if failure is None and isinstance(answer, Behind):
+        failure = _stays_behind(run)
     if failure is None and not isinstance(answer, Lost):
         with run.lock:
             ledger.acknowledged(checkpoint)
     return answer, failure
+
+
+def _stays_behind(run: RunState) -> StoreError:
+    return StoreError(
+        f"the record of run {run.run_id} of {safe_repr(run.workflow.name)} stays behind what its owner has written, although "
+        f"all of it was written {_HEALS} times more. Check the store with doctor().",
+        key=run.stored_key,
+    )
 
 
 def retry_store_call(

@@ -37,7 +37,7 @@ class StoreCalls(ThreadCalls):
                 await asyncio.sleep(effect.seconds)
 
     async def _ask(self, ask: Ask) -> Outcome:
-        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which
+        """Call the store. A sync store that may block is called on a thread, an async one in a separate task, which
         the run never cancels."""
         store = self.run.settings.store
         verb = getattr(store, ask.verb)

@@ -1,4 +1,4 @@
-"""Whether a call of an engine comes from within one of its own runs, which it would then wait for in vain."""
+"""Whether a call of an engine comes from one of its own runs. Waiting for that run would never end."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class PeriodicEngine(EngineBase, ABC):
 
         `cron`: five fields, in `timezone` (default UTC); needs the extra `schedule`. Or `every`: a period of at least a
         second, counted from 1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned
-        time that returns them, which is called on a thread of its own. `missed`: which fires are made up for if no
+        time that returns them, which is called in a separate thread. `missed`: which fires are made up for if no
         engine began them in time: none ("skip"), the "latest", or "all", one after another; only those within half of
         the store's retention. `overlap`: what happens to a fire while the previous run is in progress: it is skipped
         ("skip"), waits ("queue"), or cancels that run and begins after it ("cancel"). `jitter`: seconds by which each

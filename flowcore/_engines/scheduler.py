@@ -217,7 +217,7 @@ class Scheduled:
             case "skip" if latest in late:
                 self._forgone += [*before, latest]
             case _:
-                # With overlap="queue", each fire that is not late has a turn of its own.
+                # With overlap="queue", each fire that is not late has its turn.
                 others = [fire for fire in due[1:] if fire not in late] if self.schedule.overlap == "queue" else []
                 first, *later = reversed([latest, *others])
                 replaced = [fire for fire in before if fire < first]

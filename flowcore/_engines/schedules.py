@@ -100,7 +100,7 @@ class Schedules(ABC, Generic[E]):
         """Look at the schedules now. Thread-safe."""
 
     def _call(self, values: Callable[[], Any]) -> Future[Any]:
-        """Call a `values=` on a thread of its own, so that a slow one delays no other schedule."""
+        """Call a `values=` in a separate thread, so that a slow one delays no other schedule."""
         call: Future[Any] = Future()
         run = partial(contextvars.copy_context().run, partial(self._answer, values, call))
         try:

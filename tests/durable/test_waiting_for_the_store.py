@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import Context, Engine, LeaseLost, RunParked, StepCancelled, StoreUnavailable, Workflow
+from flowcore import Context, Engine, FlowcoreError, LeaseLost, RunParked, StepCancelled, StoreUnavailable, Workflow
 from flowcore.stores.base import Behind, Checkpoint, Lost, Renewal
 from tests.durable.test_programs import PATIENCE, Moody, done, fine, run, saga, silent, until
 
@@ -161,6 +161,21 @@ def test_an_owner_that_hears_of_its_end_that_the_record_went_back_heals_it_first
     assert run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k").status == "success"
     assert reported == ["healed"]
     assert list(store.find("k").results) == ["a", "b"]
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "finish"])
+def test_an_owner_writes_a_record_that_stays_behind_so_often_and_no_more(
+    run: Callable[..., Any], done: list[str], verb: str
+) -> None:
+    store = Moody()
+    store.moods = lambda asked, argument: Behind(0) if asked == verb else None
+    with pytest.raises(FlowcoreError) as raised:
+        run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k")
+    error: BaseException | None = raised.value
+    assert error is not None
+    assert "stays behind what its owner has written" in f"{error} {error.__cause__} {getattr(error, '__notes__', '')}"
+    assert store.asked.count(verb) < 60
+    assert store.find("k").status in {"running", "parked"}
 
 
 def test_a_cancellation_through_the_store_is_heard_at_the_next_checkpoint(

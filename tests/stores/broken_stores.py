@@ -366,6 +366,16 @@ class CountsCheckpointsInsteadOfFields(Broken):
         return super().checkpoint(checkpoint)
 
 
+class LowersTheNumberOfARecord(Broken):
+    rule = "seq"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
+        answer, run = super().checkpoint(checkpoint), self.run_of(checkpoint.key)
+        if answer is None and run is not None and checkpoint.steps:
+            run.record.seq = max(step.seq for step in checkpoint.steps.values())
+        return answer
+
+
 class WritesAfterTheEnd(Broken):
     rule = "late-copies late-after-the-end"
 

@@ -133,7 +133,7 @@ class SQLiteStore(Operating):
                 return self._begin(db, claim, texts, now, generation=record.generation + 1, fence=fence)
             case Verdict.BEGIN_QUEUED:
                 expires, length = tables.until(now, claim.lease)
-                db.execute(tables.BEGIN_QUEUED, (int(texts.get("seq", 0)), expires, length, expires, number))
+                db.execute(tables.BEGIN_QUEUED, (texts.get("seq", 0), expires, length, expires, number))
                 begun = {n: t for n, t in texts.items() if n[1] == ":" or n in {"graph", "carrier"}}
                 self._written += tables.put(db, number, begun)
                 return Claimed(record.generation, record.fence, None, age, now / 1e6)
@@ -218,14 +218,7 @@ class SQLiteStore(Operating):
             expires = now + lease
             self._written += tables.put(db, number, texts)
             order = None if checkpoint.undoing else STOPS.get(decision)
-            row = (
-                expires,
-                lease,
-                checkpoint.undoing,
-                None if order is None else decision,
-                int(texts.get("seq", 0)),
-                number,
-            )
+            row = (expires, lease, checkpoint.undoing, None if order is None else decision, texts.get("seq", 0), number)
             db.execute(tables.CHECKPOINT, row)
             if troubled and makes_progress(checkpoint):
                 db.execute(tables.PROGRESS, (expires, number))
@@ -260,7 +253,7 @@ class SQLiteStore(Operating):
             waits = resumable and not record.held and not_before != NEVER
             end = (
                 *(texts["status"], record.held, "undoing" in texts, texts["reason"], record.retries),
-                *(not makes_progress(changes), int(texts.get("seq", 0)), None if waiting else now, not_before),
+                *(not makes_progress(changes), texts.get("seq", 0), None if waiting else now, not_before),
                 *((now if not_before is None else not_before) if waits else None,),
                 None if record.held or resumable else self._forget_at(now),
             )

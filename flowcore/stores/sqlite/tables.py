@@ -130,15 +130,14 @@ TAKE_OVER: Final = (
 BEGIN_QUEUED: Final = "UPDATE runs SET status = 'running', seq = ?, expires = ?, lease = ?, due = ? WHERE id = ?"
 RENEW: Final = "UPDATE runs SET expires = ?, lease = ?, due = ? WHERE id = ?"
 EXPIRE: Final = "UPDATE runs SET expires = ?, due = ? + delay WHERE id = ?"
+# For max(), each text is greater than each number, so a number that comes as text must be cast.
 # `due` stays unchanged, so that its index is not written. It may then be early, so recovery looks at `expires` too.
-CHECKPOINT: Final = (
-    "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoing, ?), decision = ?, seq = max(seq, ?) WHERE id = ?"
-)
+CHECKPOINT: Final = "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoing, ?), decision = ?, seq = max(seq, CAST(? AS INTEGER)) WHERE id = ?"
 PROGRESS: Final = "UPDATE runs SET takeovers = 0, retries = 0, delay = 0, due = ? WHERE id = ?"
 DUE: Final = "UPDATE runs SET due = ? WHERE id = ?"
 FINISH: Final = (
     "UPDATE runs SET status = ?, held = ?, undoing = max(undoing, ?), decision = NULL, reason = ?, retries = ?, "
-    "takeovers = takeovers * ?, delay = 0, seq = max(seq, ?), finished = ?, expires = NULL, not_before = ?, due = ?, "
+    "takeovers = takeovers * ?, delay = 0, seq = max(seq, CAST(? AS INTEGER)), finished = ?, expires = NULL, not_before = ?, due = ?, "
     "forget = ? WHERE id = ?"
 )
 WITHDRAW: Final = (

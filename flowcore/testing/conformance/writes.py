@@ -94,6 +94,15 @@ class WriteRules(Suite):
             assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
         assert dict(self.record().values) == {"y": "new"}, broken("highest-seq-wins", self.record().values)
 
+    def test_a_late_copy_lowers_no_number(self) -> None:
+        owner = self.begin()
+        late, new = owner.says({"a": done("late")}), owner.says({"b": done("new")})
+        assert self.store.checkpoint(new) is None, broken("lost", new)
+        assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+        after = replace(owner.says({"c": done("after")}), base=new.steps["b"].seq)
+        answer = self.store.checkpoint(after)
+        assert answer is None, broken("seq", f"{answer}, though the record has had all numbers up to {after.base}")
+
     def test_each_field_has_a_number_of_its_own(self) -> None:
         owner = self.begin()
         owner.saves({"a": done("new")}, {"x": wrote("new")})
