@@ -27,7 +27,7 @@ from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation
 from .aio_runs import AsyncRuns, pending_cancellations
-from .asking import cancel_in_store, performed, performed_on_loop
+from .asking import cancel_in_store, make_calls, make_calls_on_loop
 from .base import I
 from .calls import LoopCalls
 from .checks import caller_drives, check_named
@@ -200,9 +200,9 @@ class AsyncEngine(LoopCalls, LocalEngine):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             if self._store_is_async:
-                return Cancellation(asyncio.run(performed_on_loop(asking, context)))
-            return Cancellation(performed(asking, context))
-        task = loop.create_task(performed_on_loop(asking, context))
+                return Cancellation(asyncio.run(make_calls_on_loop(asking, context)))
+            return Cancellation(make_calls(asking, context))
+        task = loop.create_task(make_calls_on_loop(asking, context))
         self._runs.tasks.add(task)
         task.add_done_callback(self._runs.tasks.discard)
         return Cancellation(here=False, asked=task)
@@ -211,14 +211,14 @@ class AsyncEngine(LoopCalls, LocalEngine):
         """Send a value to the wait `name` of the run with this key, like `Engine.send`, without blocking the loop."""
         context, claim = self._callers_context(), self._claim_of(key)
         try:
-            counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
+            counts, due = await make_calls_on_loop(self._sent(key, name, value, id), context)
         except RunNotFound:
             if claim is None:
                 raise
             await claim.decided()
-            counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
+            counts, due = await make_calls_on_loop(self._sent(key, name, value, id), context)
         if due:
-            run = await performed_on_loop(self._due(key), context)
+            run = await make_calls_on_loop(self._due(key), context)
             if run is not None:
                 self._begin_recovered([run])
         return counts
@@ -229,9 +229,9 @@ class AsyncEngine(LoopCalls, LocalEngine):
         resumed: list[asyncio.Task[AsyncDriver]] = []
         skip: set[str | None] = set()
         fresh = True
-        await performed_on_loop(self._surveyed("recover"))
+        await make_calls_on_loop(self._surveyed("recover"))
         while True:
-            started = await performed_on_loop(self._recovered(self._begin_recovered, skip, fresh=fresh))
+            started = await make_calls_on_loop(self._recovered(self._begin_recovered, skip, fresh=fresh))
             skip.update(run.request.recovering for run in started)
             resumed += started.values()
             fresh = False
@@ -268,10 +268,10 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return task
 
     def _late_look(self) -> None:
-        self._recovery_task(performed_on_loop(self._recovered_late(self._begin_recovered)))
+        self._recovery_task(make_calls_on_loop(self._recovered_late(self._begin_recovered)))
 
     async def _look(self) -> float | None:
-        return await performed_on_loop(self._looked(self._begin_recovered))
+        return await make_calls_on_loop(self._looked(self._begin_recovered))
 
     def _ensure_looking(self) -> None:
         """Ensure that this loop has one task for recovery and surveys, if they are needed, and one for schedules."""

@@ -13,7 +13,7 @@ from ..errors import StoreError, safe_str
 from ..stores.base import Lease
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
-from .asking import asked_on_loop
+from .asking import call_on_loop
 from .base import MARGIN, log, this_process
 from .live_runs import CLOSED, NOT_RELEASED, RELEASED, unbegun_error
 
@@ -63,7 +63,7 @@ async def _release(recorded: set[RunState], limit: float) -> None:
     leases = [Lease(run.stored_key, run.run_id, run.fence) for run in recorded]
     settings = next(iter(recorded)).settings
     context = settings.hooks.store_context(contextvars.copy_context())
-    releasing = asyncio.ensure_future(asked_on_loop(partial(settings.store.renew, leases, RELEASED), context))
+    releasing = asyncio.ensure_future(call_on_loop(partial(settings.store.renew, leases, RELEASED), context))
     _, late = await asyncio.wait([releasing], timeout=limit)
     if late:
         releasing.cancel()

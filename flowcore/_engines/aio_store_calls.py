@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from .._kernel.effects import Ask, Outcome, Program, Sleep
 from ..errors import StoreUnavailable
 from .aio_threads import PendingReply, ThreadCalls
+from .driving import drive_on_loop
 from .in_context import is_process_stopping
 from .interrupts import store_interrupted
 
@@ -23,18 +24,14 @@ class StoreCalls(ThreadCalls):
 
     async def perform(self, program: Program[T]) -> T:
         """Perform a program that only calls the store and sleeps between the calls. Returns the program's result."""
-        answer: Any = None
-        while True:
-            try:
-                effect = program.send(answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            answer = None
-            if isinstance(effect, Ask):
-                answer = await self._ask(effect)
-            elif isinstance(effect, Sleep):
-                await asyncio.sleep(effect.seconds)
+        return await drive_on_loop(program, self._perform)
+
+    async def _perform(self, effect: object) -> Outcome | None:
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        if isinstance(effect, Sleep):
+            await asyncio.sleep(effect.seconds)
+        return None
 
     async def _ask(self, ask: Ask) -> Outcome:
         """Call the store. A sync store that may block is called on a thread, an async one in a separate task, which

@@ -1,94 +1,81 @@
-"""The store calls of both engines outside of a run's program: for recovery, operators' verbs and queueing."""
+"""Drivers for programs that only call the store: recovery, schedules and what operators do."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import inspect
-import time
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .._durable.recovery import Ask as StoreCall
-from .._kernel.effects import Ask, Program, Sleep
 from ..errors import RunNotFound
 from ..stores.base import RunRecord, Store
 from ..stores.decide import is_over
+from .driving import drive, drive_on_loop
 
-__all__ = ["Asking", "asked_on_loop", "cancel_in_store", "perform", "performed", "performed_on_loop"]
+__all__ = [
+    "Asking",
+    "CallScope",
+    "StoreCall",
+    "call_on_loop",
+    "cancel_in_store",
+    "make_calls",
+    "make_calls_on_loop",
+]
 
 T = TypeVar("T")
 
-Asking: TypeAlias = Generator[StoreCall | contextvars.Context, Any, T]
-"""A program that yields store calls and is sent what they return or raise. It may also yield a contextvars context, in
-which all later calls are made."""
+
+class CallScope(NamedTuple):
+    """How store calls are made: in this contextvars context, each within `observe(call)`."""
+
+    context: contextvars.Context
+    observe: Callable[[StoreCall], AbstractContextManager[object]] = nullcontext
 
 
-def performed(program: Asking[T], context: contextvars.Context | None = None) -> T:
+Asking: TypeAlias = Generator[StoreCall | CallScope, Any, T]
+"""A program that yields store calls and is sent what they return or raise. A CallScope that it yields applies to all
+later calls."""
+
+
+def make_calls(program: Asking[T], context: contextvars.Context | None = None) -> T:
     """Make, in this thread, the store calls that a program outside of any run yields. Returns the program's result."""
-    context = context or contextvars.copy_context()
-    answer: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            call = program.send(answer) if failure is None else program.throw(failure)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer = failure = None
-        if isinstance(call, contextvars.Context):
-            context = call
-            continue
-        try:
-            answer = context.run(call)
-        except BaseException as error:  # noqa: BLE001 - the program handles it
-            failure = error
+    scope = CallScope(context or contextvars.copy_context())
+
+    def make(call: StoreCall | CallScope) -> Any:
+        nonlocal scope
+        if isinstance(call, CallScope):
+            scope = call
+            return None
+        with scope.observe(call):
+            return scope.context.run(call)
+
+    return drive(program, make)
 
 
-async def performed_on_loop(program: Asking[T], context: contextvars.Context | None = None) -> T:
-    """Like `performed`, but in a task: a sync store is called on a thread, an async one is awaited."""
-    context = context or contextvars.copy_context()
-    answer: Any = None
-    failure: BaseException | None = None
-    while True:
-        try:
-            call = program.send(answer) if failure is None else program.throw(failure)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer = failure = None
-        if isinstance(call, contextvars.Context):
-            context = call
-            continue
-        try:
-            answer = await asked_on_loop(call, context)
-        except BaseException as error:  # noqa: BLE001 - the program handles it
-            failure = error
+async def make_calls_on_loop(program: Asking[T], context: contextvars.Context | None = None) -> T:
+    """Like `make_calls`, but in a task: a sync store is called on a thread, an async one is awaited."""
+    scope = CallScope(context or contextvars.copy_context())
+
+    async def make(call: StoreCall | CallScope) -> Any:
+        nonlocal scope
+        if isinstance(call, CallScope):
+            scope = call
+            return None
+        with scope.observe(call):
+            return await call_on_loop(call, scope.context)
+
+    return await drive_on_loop(program, make)
 
 
-async def asked_on_loop(call: StoreCall, context: contextvars.Context) -> Any:
+async def call_on_loop(call: StoreCall, context: contextvars.Context) -> Any:
     """Call the store outside of any run, without blocking the loop."""
     if inspect.iscoroutinefunction(getattr(call, "func", call)):
         return await asyncio.get_running_loop().create_task(call(), context=context)
     return await asyncio.to_thread(context.run, call)
-
-
-def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:
-    """Perform, in this thread, a program that only calls the store (through `ask`) and sleeps between the calls.
-    Returns the program's result."""
-    answer: Any = None
-    while True:
-        try:
-            effect = program.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer = None
-        if isinstance(effect, Ask):
-            answer = ask(effect.verb, effect.argument)
-        elif isinstance(effect, Sleep):
-            time.sleep(effect.seconds)
 
 
 def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> Asking[bool]:

@@ -16,7 +16,7 @@ from ..run import Run
 from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
 from .aio_handles import AsyncRunFuture
-from .asking import asked_on_loop
+from .asking import call_on_loop
 from .base import EngineBase, I
 from .batches import check_batch, checked_concurrency, completed_on_loop, key_of
 
@@ -94,10 +94,10 @@ class LoopCalls(EngineBase, ABC):
         """The record of the run with this key, or None. Also finds a run that was submitted here a moment ago. Does not
         block the loop. Raises StoreError."""
         ask, claim = partial(self.store.find, key), self._claim_of(key)
-        found: RunRecord | None = await asked_on_loop(ask, self._callers_context())
+        found: RunRecord | None = await call_on_loop(ask, self._callers_context())
         if found is None and claim is not None:
             await claim.decided()
-            found = await asked_on_loop(ask, self._callers_context())
+            found = await call_on_loop(ask, self._callers_context())
         return found
 
     async def get(self, run_id: str) -> RunRecord:
@@ -105,12 +105,12 @@ class LoopCalls(EngineBase, ABC):
         loop. Raises RunNotFound and StoreError."""
         ask, claim = partial(self.store.get_run, run_id), self._claim_of(run_id)
         try:
-            found: RunRecord = await asked_on_loop(ask, self._callers_context())
+            found: RunRecord = await call_on_loop(ask, self._callers_context())
         except RunNotFound:
             if claim is None:
                 raise
             await claim.decided()
-            found = await asked_on_loop(ask, self._callers_context())
+            found = await call_on_loop(ask, self._callers_context())
         return found
 
     async def list(
@@ -133,7 +133,7 @@ class LoopCalls(EngineBase, ABC):
             after=after,
             text=text,
         )
-        page: Page = await asked_on_loop(ask, self._callers_context())
+        page: Page = await call_on_loop(ask, self._callers_context())
         return page
 
     def _claim_of(self, name: str) -> AsyncRunFuture | None:

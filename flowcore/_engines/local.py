@@ -98,8 +98,8 @@ class LocalEngine(PeriodicEngine):
         `begin` returns. `fresh`: whether to list the runs of the store again first."""
         found: list[RunState] = []
         with self._round() as context:
-            yield context
-            yield from self._reported(self._recovery.round(self._resumed, found.append, skip, fresh=fresh), context)
+            yield self._reported(context)
+            yield from self._recovery.round(self._resumed, found.append, skip, fresh=fresh)
             return begin(found)
 
     def _recovered_late(self, begin: Callable[[list[RunState]], object]) -> Asking[None]:
@@ -127,8 +127,8 @@ class LocalEngine(PeriodicEngine):
             with self._round(kind) as context:
                 if not self._surveys:
                     return
-                yield context
-                survey = yield from self._reported(self._recovery.survey(self._names()), context)
+                yield self._reported(context)
+                survey = yield from self._recovery.survey(self._names())
                 if StoreSurveyed in self._settings.hooks.wanted:
                     event = StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting)
                     self._emit(event, context)

@@ -6,13 +6,14 @@ import contextvars
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..events import MaintenanceFinished, MaintenanceStarted, StoreCalled
 from ..retry import Duration
 from ..status import Status
 from ..workflow import Workflow
-from .asking import Asking
+from .asking import CallScope, StoreCall
 from .base import EngineBase, I
 from .interrupts import hold_sigint
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from ..schedule import Missed, Overlap, Schedule
 
 __all__ = ["PeriodicEngine"]
-
-T = TypeVar("T")
 
 
 class PeriodicEngine(EngineBase, ABC):
@@ -79,27 +78,23 @@ class PeriodicEngine(EngineBase, ABC):
     def _recover_also(self, workflow: Workflow[Any]) -> None:
         """Recover the runs of this workflow, too, if their process dies."""
 
-    def _reported(self, asking: Asking[T], context: contextvars.Context) -> Asking[T]:
-        """Perform a part of a round, and report how each of its calls of the store went to the hooks."""
-        if StoreCalled not in self._settings.hooks.wanted:
-            return (yield from asking)
-        answer: Any = None
-        failure: BaseException | None = None
-        while True:
-            try:
-                call = asking.send(answer) if failure is None else asking.throw(failure)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            answer, failure, began = None, None, self._settings.clock()
-            try:
-                answer = yield call
-            except BaseException as error:  # noqa: BLE001 - the program handles it
-                failure = error
-            if failure is None or isinstance(failure, Exception):  # else this process or loop stops in the middle of it
-                self._emit_call(call, began, failure, context.copy())
+    def _reported(self, context: contextvars.Context) -> CallScope:
+        """Have the store calls of a round made in `context`, and report to the hooks how each went."""
+        return CallScope(context, partial(self._reporting, context))
 
-    def _emit_call(self, call: Any, began: float, failure: Exception | None, context: contextvars.Context) -> None:
+    @contextmanager
+    def _reporting(self, context: contextvars.Context, call: StoreCall) -> Generator[None, None, None]:
+        began = self._settings.clock()
+        try:
+            yield
+        except Exception as error:
+            self._emit_call(call, began, error, context.copy())
+            raise
+        self._emit_call(call, began, None, context.copy())
+
+    def _emit_call(
+        self, call: StoreCall, began: float, failure: Exception | None, context: contextvars.Context
+    ) -> None:
         now, verb = self._settings.clock(), getattr(getattr(call, "func", call), "__name__", "call")
         outcome = Status.SUCCESS if failure is None else Status.FAILURE
         self._emit(StoreCalled("", "", now, {}, self.store.name, verb, outcome, now - began, failure), context)

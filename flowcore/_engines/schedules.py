@@ -27,7 +27,7 @@ from ..stores.base import Lease
 from ..stores.encoding import Encoding
 from ..workflow import LONGEST_KEY, Workflow
 from .aio_driver import AsyncDriver
-from .asking import asked_on_loop, performed, performed_on_loop
+from .asking import call_on_loop, make_calls, make_calls_on_loop
 from .base import EngineBase, log, this_process
 from .live_runs import RELEASED
 from .periodic import PeriodicEngine
@@ -163,7 +163,7 @@ class ThreadSchedules(Schedules["Engine"]):
             self.close()
         for one in self._due():
             with self._engine._round("schedule") as context:
-                performed(one.look(), context)
+                make_calls(one.look(), context)
         return self._wait()
 
     def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
@@ -187,7 +187,7 @@ class ThreadSchedules(Schedules["Engine"]):
     def statuses(self) -> list[ScheduleStatus]:
         """The status of each schedule."""
         context = self._engine._callers_context()
-        return [performed(one.status(), context) for one in list(self._scheduled.values())]
+        return [make_calls(one.status(), context) for one in list(self._scheduled.values())]
 
 
 class LoopSchedules(Schedules[E]):
@@ -221,7 +221,7 @@ class LoopSchedules(Schedules[E]):
         try:
             for one in self._due():
                 with self._engine._round("schedule") as context:
-                    await performed_on_loop(one.look(), context)
+                    await make_calls_on_loop(one.look(), context)
             return self._wait()
         finally:
             self._looking_now.release()
@@ -229,7 +229,7 @@ class LoopSchedules(Schedules[E]):
     async def statuses(self) -> list[ScheduleStatus]:
         """The status of each schedule."""
         context = self._engine._callers_context()
-        return [await performed_on_loop(one.status(), context) for one in list(self._scheduled.values())]
+        return [await make_calls_on_loop(one.status(), context) for one in list(self._scheduled.values())]
 
 
 class AsyncSchedules(LoopSchedules["AsyncEngine"]):
@@ -262,7 +262,7 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
                 if await claiming is not None:
                     lease = Lease(run.stored_key, run.run_id, run.fence)
                     release = partial(engine.store.renew, [lease], RELEASED)
-                    await asked_on_loop(release, engine._callers_context())
+                    await call_on_loop(release, engine._callers_context())
             raise
 
     def cancel(self, key: str) -> bool:

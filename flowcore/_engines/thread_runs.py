@@ -10,14 +10,14 @@ import time
 import weakref
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from .._durable.dormant import continuation
 from .._durable.leases import Leases
 from .._durable.queueing import enqueue
 from .._durable.waiting import LocalRuns
 from .._kernel import emit, stopping
-from .._kernel.effects import Program, Stop
+from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run import execute
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -26,8 +26,9 @@ from ..forks import after_fork_in_child
 from ..run import Run
 from ..status import Status
 from ..stores.base import Lease
-from .asking import cancel_in_store, perform, performed
+from .asking import cancel_in_store, make_calls
 from .base import MARGIN, log, outcome, this_process
+from .driving import drive
 from .handles import RunFuture
 from .live_runs import CLOSED, NOT_RELEASED, RELEASED, LiveRuns, left_error, unbegun_error
 from .thread_driver import Driver
@@ -171,7 +172,7 @@ class ThreadRuns:
         interrupted = stopping.interrupt(run, StepCancelled(why))
         if not interrupted and run.finished is Status.WAITING:
             context = self._settings.hooks.store_context(contextvars.copy_context())
-            return performed(cancel_in_store(self._settings.store, None, run.stored_key), context)
+            return make_calls(cancel_in_store(self._settings.store, None, run.stored_key), context)
         if interrupted:
             self.live.stop(run.continued or run, cancel=True)
         return interrupted
@@ -192,7 +193,7 @@ class ThreadRuns:
             return future
         if self.leases is not None:
             try:
-                driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
+                driver.recorded = drive(enqueue(run, this_process(), future.done), partial(_perform, driver))
             except BaseException as error:
                 self.queued.pop(driver, None)
                 self.forget(run)
@@ -290,6 +291,15 @@ class ThreadRuns:
     def _wait_until_quiet(self, limit: float | None) -> None:
         with self._quiet:
             self._quiet.wait_for(lambda: not self.live, None if limit is None else min(limit, threading.TIMEOUT_MAX))
+
+
+def _perform(driver: Driver, effect: object) -> Any:
+    """Call the store, or sleep, in this thread, for a run that has not begun."""
+    if isinstance(effect, Ask):
+        return driver.ask_here(effect.verb, effect.argument)
+    if isinstance(effect, Sleep):
+        time.sleep(effect.seconds)
+    return None
 
 
 def leave(pool: Workers, timers: Timers, live: LiveThreadRuns, grace: float) -> None:

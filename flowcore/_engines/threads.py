@@ -24,7 +24,7 @@ from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Page, RunRecord, Store
 from ..workflow import Key, Workflow
-from .asking import cancel_in_store, performed
+from .asking import cancel_in_store, make_calls
 from .base import I, outcome
 from .batches import check_batch, checked_concurrency, completed, key_of
 from .checks import caller_drives, check_named
@@ -271,7 +271,7 @@ class Engine(LocalEngine):
         run = self._live.find(run_id, key)
         if run is not None:
             return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
-        return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
+        return self.store.durable and make_calls(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def send(self, key: str, name: Step[Any] | str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key (or this id, if the run has no key), in any process
@@ -283,7 +283,7 @@ class Engine(LocalEngine):
         that is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
         """
         context = self._callers_context()
-        counts, due = performed(self._sent(key, name, value, id), context)
+        counts, due = make_calls(self._sent(key, name, value, id), context)
         if due:
             with suppress(NoThread):  # the value is in the store: recovery resumes the run
                 self._pool.put(partial(_call_now, weakref.WeakMethod(self._resume), key, context))
@@ -291,7 +291,7 @@ class Engine(LocalEngine):
 
     def _resume(self, key: str, context: contextvars.Context) -> None:
         """Resume the run with this key if it waits in the store, after this engine has sent a value to it."""
-        run = performed(self._due(key), context)
+        run = make_calls(self._due(key), context)
         if run is not None:
             self._recovered_driver(run).begin()
 
@@ -339,10 +339,10 @@ class Engine(LocalEngine):
         over: SimpleQueue[Driver] = SimpleQueue()
         begin = partial(self._begin_recovered, on_over=over.put)
         in_flight, fresh = 0, True
-        performed(self._surveyed("recover"))
+        make_calls(self._surveyed("recover"))
         while True:
             skip = {driver.run.request.recovering for driver in resumed}
-            started = performed(self._recovered(begin, skip, fresh=fresh))
+            started = make_calls(self._recovered(begin, skip, fresh=fresh))
             resumed += started
             in_flight, fresh = in_flight + len(started), False
             if not in_flight:
@@ -386,10 +386,10 @@ class Engine(LocalEngine):
         return driver
 
     def _late_look(self) -> None:
-        performed(self._recovered_late(self._begin_recovered))
+        make_calls(self._recovered_late(self._begin_recovered))
 
     def _look(self) -> float | None:
-        return performed(self._looked(self._begin_recovered))
+        return make_calls(self._looked(self._begin_recovered))
 
     def close(self, timeout: Duration | None = None) -> None:
         """Start no more runs, and wait for those that were accepted.

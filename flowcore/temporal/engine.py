@@ -18,11 +18,12 @@ from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import I, outcome
 from .._engines.calls import LoopCalls
 from .._engines.checks import caller_drives, check_named
+from .._engines.driving import drive_on_loop
 from .._engines.in_context import is_process_stopping
 from .._engines.periodic import PeriodicEngine
 from .._engines.sending import announce
 from .._kernel import emit
-from .._kernel.effects import Ask, Program, Sleep
+from .._kernel.effects import Ask, Outcome, Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, StoreUnavailable
 from ..events import Hook
@@ -215,7 +216,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     async def _followed(self, run: RunState, future: AsyncRunFuture | None, *, check: bool) -> Run:
         check_supported(run.workflow)
         claims: list[_SentClaim] = []
-        task = asyncio.create_task(self._performed(self._follow(run, future), claims))
+        task = asyncio.create_task(drive_on_loop(self._follow(run, future), partial(self._perform, claims)))
         cancelled: asyncio.CancelledError | None = None
         awaited: set[asyncio.Task[Any]] = {task}
         while awaited := {one for one in awaited if not one.done()}:
@@ -271,28 +272,20 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         task.add_done_callback(self._calls.discard)
         return task
 
-    async def _performed(self, program: Program[Run], claims: list[_SentClaim]) -> Run:
-        """Perform a program that only calls Temporal, and sleeps between two calls. The claims that it sends are added
-        to `claims`, and a cancellation does not reach them."""
-        answer: Any = None
-        while True:
-            try:
-                effect = program.send(answer)
-            except StopIteration as stop:
-                finished: Run = stop.value
-                return finished
-            answer = None
-            if isinstance(effect, Sleep):
-                await asyncio.sleep(effect.seconds)
-            elif isinstance(effect, Ask):
-                call = getattr(self.store, effect.verb)(effect.argument)
-                if isinstance(effect.argument, Claim) and effect.verb == "claim":
-                    claims.append(_SentClaim(effect.argument.run_id, self._call(call)))
-                    call = asyncio.shield(claims[-1].reply)
-                try:
-                    answer = await call, None
-                except Exception as error:  # noqa: BLE001 - the program decides what an error means
-                    answer = None, error
+    async def _perform(self, claims: list[_SentClaim], effect: object) -> Outcome | None:
+        """Call Temporal, or sleep. A claim that is sent is added to `claims`, and a cancellation does not reach it."""
+        if isinstance(effect, Sleep):
+            await asyncio.sleep(effect.seconds)
+        if not isinstance(effect, Ask):
+            return None
+        call = getattr(self.store, effect.verb)(effect.argument)
+        if isinstance(effect.argument, Claim) and effect.verb == "claim":
+            claims.append(_SentClaim(effect.argument.run_id, self._call(call)))
+            call = asyncio.shield(claims[-1].reply)
+        try:
+            return await call, None
+        except Exception as error:  # noqa: BLE001 - the program decides what an error means
+            return None, error
 
     def _follow(self, run: RunState, future: AsyncRunFuture | None) -> Program[Run]:
         """Claim the key, and wait for the run, which the workers drive. Return once it is over, or once it only waits,

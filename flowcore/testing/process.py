@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextvars
 import math
+import operator
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from .._durable.checkpoints import lose, obey, parked
 from .._durable.claim import StoreClaims
 from .._durable.sending import accepted, counts_as
+from .._engines.driving import drive
 from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
@@ -52,7 +54,6 @@ from .world import World
 __all__ = ["PATIENCE", "Process"]
 
 PATIENCE = 2.5  # how many leases a run waits for an unreachable store
-T = TypeVar("T")
 _INLINE = 0.75  # the share of runs that run inline, among those that can
 _BEATS = 3  # renewals per lease, as in an engine
 _SENT_HERE = 0.5  # the share of values that are sent through the engine that has the run
@@ -348,7 +349,7 @@ class Process(SimulatedCode):
         """Send a value to the run, by way of its store if that knows the run. Returns whether the value counts."""
         key, sent = self.run.stored_key, Sent(sending.value, self.world.now, id=sending.id)
         if self._settings.durable or self.run.claimed or self.act.ended is not None:
-            counts, first = _performed(accepted(self._settings.store, key, sending.step, sent))
+            counts, first = drive(accepted(self._settings.store, key, sending.step, sent), operator.call)
             if first is not None and self._settings.durable and self._random() < _SENT_HERE:
                 self._received(key, sending.step, first)
             return counts
@@ -408,15 +409,3 @@ class Process(SimulatedCode):
                 heeds = self._random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._abandon, call, timed_out=False))
-
-
-def _performed(program: Generator[Callable[[], Any], Any, T]) -> T:
-    """Make the calls that a program yields. Returns the program's result. Raises what a call raises."""
-    answer: Any = None
-    while True:
-        try:
-            call = program.send(answer)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer = call()

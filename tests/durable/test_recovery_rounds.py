@@ -13,7 +13,7 @@ import pytest
 
 from flowcore import AsyncEngine, Engine, StoreUnavailable, Workflow
 from flowcore._durable import recovery
-from flowcore._engines.asking import performed
+from flowcore._engines.asking import make_calls
 from flowcore.stores.base import Claim, Page
 from flowcore.testing import SimulatedStore
 from tests.durable.test_programs import Moody, until
@@ -238,7 +238,7 @@ def test_a_store_that_lists_slowly_is_listed_again_after_ten_times_as_long() -> 
 
     for moment, lists in ((0.0, 2), (19.0, 2), (21.0, 3), (40.0, 3)):
         now[0] = moment
-        performed(found.round(resume, started.append), contextvars.copy_context())
+        make_calls(found.round(resume, started.append), contextvars.copy_context())
         found.ended(started[-1], None)
         assert store.lists == lists, moment
     assert len(started) == 4

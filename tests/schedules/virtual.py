@@ -11,7 +11,7 @@ from typing import Any
 
 from flowcore import StoreUnavailable, Workflow
 from flowcore._durable.claim import StoreClaims
-from flowcore._engines.asking import performed
+from flowcore._engines.asking import make_calls
 from flowcore._engines.scheduler import Scheduled
 from flowcore._kernel.settings import Settings
 from flowcore.events import Event, Hooks, ScheduleFired, ScheduleMissed, SchedulePlanned
@@ -106,7 +106,7 @@ class Clockwork:
 
     def look(self) -> None:
         if self.scheduled.due():
-            performed(self.scheduled.look(), contextvars.copy_context())
+            make_calls(self.scheduled.look(), contextvars.copy_context())
 
     def stop(self) -> None:
         self.world.engines.remove(self)
