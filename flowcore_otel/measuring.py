@@ -198,7 +198,7 @@ class MeasuringHook:
             self._to(names.QUEUE_DURATION, event.workflow)(event.waited, self._exemplar(event))
 
     def _run_refused(self, event: RunRefused) -> None:
-        if not event.overtaken:
+        if not event.overtaken and not event.stopped:
             self._to(names.RUNS_REFUSED, event.workflow, error_type(event.error))(1, self._exemplar(event))
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
@@ -225,13 +225,15 @@ class MeasuringHook:
             run.traced = traced
 
     def _run_recovered(self, event: RunRecovered) -> None:
-        self._to(names.RUN_RECOVERIES, event.workflow, event.decision)(1, self._exemplar(event))
+        if not event.left:
+            self._to(names.RUN_RECOVERIES, event.workflow, event.decision)(1, self._exemplar(event))
 
     def _run_finished(self, event: RunFinished) -> None:
         run: InFlightRun = event.state[self]
         run.flow.end(run)
-        # A run that waits in its store is counted when it ends, and a run on Temporal by the worker that ended it.
-        if event.outcome is not _WAITING and type(self).__name__ not in event.counted:
+        # A run that waits in its store, or is handed over to another process, is counted when it ends, and a run on
+        # Temporal by the worker that ended it.
+        if event.outcome is not _WAITING and not event.left and type(self).__name__ not in event.counted:
             self._count_end(run, event)
 
     def _run_ended(self, event: RunEnded) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from .._kernel.run_state import RunState
+from .._kernel.stopping import is_handed_over
 from ..errors import safe_repr
 from ..run import error_line
 from ..status import Status
@@ -37,12 +38,8 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None, ordered
         left = run.waits.next_limit(run.deadline) - run.settings.clock()
         run.waits.known = len(run.waits.sent)
         return Ending(record, changes, max(0.0, left), run.waits.known)
-    kept = record.status is Status.INCOMPLETE or (
-        record.status is Status.PARKED
-        and not record.held
-        and run.leaving is not None
-        and run.leaving.__cause__ is not None
-    )
+    parked = record.status is Status.PARKED and not record.held
+    kept = record.status is Status.INCOMPLETE or (parked and not is_handed_over(run))
     if run.earlier is not None and run.earlier.decided:
         ordered = run.earlier.reason
     if record.status is not Status.SUCCESS:

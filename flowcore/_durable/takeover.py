@@ -259,6 +259,7 @@ def _recovered(
         _names(undone),
         _names(held),
         record.carriers,
+        left=record.status in {Status.PARKED, Status.INCOMPLETE},
     )
 
 

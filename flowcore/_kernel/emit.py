@@ -10,7 +10,7 @@ import contextvars
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from ..errors import LeaseLost as LeaseLostError, RunNotFound, StepCancelled, safe_repr
+from ..errors import LeaseLost as LeaseLostError, RunNotFound, RunTimeout, StepCancelled, safe_repr
 from ..events import (
     AttemptFinished,
     AttemptStarted,
@@ -49,6 +49,7 @@ from .effects import Call
 from .outcome import StepEnd
 from .run_state import RunState
 from .scopes import EventScope, StepScope
+from .stopping import is_handed_over
 
 __all__ = [
     "attempt_cancelled",
@@ -149,17 +150,17 @@ def _skip(run: RunState, leaving: list[Hook]) -> None:
 
 def hit(run: RunState, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
     if IdempotencyHit in run.wanted:
-        run.hooks.emit(
-            IdempotencyHit(*_of(run, run.settings.clock()), run.key or "", outcome, run_id, carrier, age), run.context
-        )
+        event = IdempotencyHit(*_of(run, run.settings.clock()), run.key or "", outcome, run_id, carrier, age)
+        run.hooks.emit(event, run.context)
     _measured(run)
 
 
 def refused(run: RunState, error: BaseException) -> None:
     if RunRefused in run.wanted:
-        request = run.request
+        request, at = run.request, run.settings.clock()
         overtaken = request.recovering is not None and request.wait is None and isinstance(error, _OVERTAKEN)
-        run.hooks.emit(RunRefused(*_of_request(run, run.settings.clock()), run.key, error, overtaken), run.context)
+        stopped = (error is run.error and not isinstance(error, RunTimeout)) or not isinstance(error, Exception)
+        run.hooks.emit(RunRefused(*_of_request(run, at), run.key, error, overtaken, stopped), run.context)
     _measured(run)
 
 
@@ -167,8 +168,7 @@ def _measured(run: RunState) -> None:
     """Emit, after the last event, how long the hooks of the run took, if that was measured, as it is for some runs."""
     hook_seconds = run.hooks.hook_seconds
     if hook_seconds is not None and HooksMeasured in run.wanted:
-        event = HooksMeasured(*_of(run, run.settings.clock()), hook_seconds)
-        run.hooks.emit(event, run.context)
+        run.hooks.emit(HooksMeasured(*_of(run, run.settings.clock()), hook_seconds), run.context)
 
 
 def run_started(run: RunState) -> EventScope:
@@ -242,9 +242,8 @@ def maintenance_started(run: RunState, kind: str) -> EventScope:
 def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: BaseException | None) -> None:
     if MaintenanceFinished in run.wanted:
         at = run.settings.clock()
-        run.hooks.emit(
-            MaintenanceFinished("", "", at, run.state, kind, at - scope.at, error, run.settings.wall()), scope.context
-        )
+        event = MaintenanceFinished("", "", at, run.state, kind, at - scope.at, error, run.settings.wall())
+        run.hooks.emit(event, scope.context)
     scope.exit(run.hooks, error)
 
 
@@ -266,7 +265,7 @@ def run_finished(
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
-        event.counted = counted
+        event.counted, event.left = counted, is_handed_over(run)
         if elsewhere and finished.failed_step is not None:
             event.elsewhere = True
             event.expected = isinstance(finished.error, run.plan.by_name[finished.failed_step].expected)

@@ -22,6 +22,7 @@ __all__ = [
     "hand_over",
     "hold",
     "interrupt",
+    "is_handed_over",
     "leave_to_parent",
     "lose",
     "park",
@@ -99,6 +100,12 @@ def park(run: RunState, error: Exception) -> None:
         if run.finished is None and not run.relinquished:
             run.parked = True
             _leave(run, error)
+
+
+def is_handed_over(run: RunState) -> bool:
+    """Whether the run is parked because its process or its engine stops, and neither because of an error nor for an
+    operator."""
+    return run.parked and not run.held and (run.leaving is None or run.leaving.__cause__ is None)
 
 
 def hold(run: RunState, error: BaseException) -> None:

@@ -11,11 +11,11 @@ the hooks' own data, which all events of the run in this process share and which
 | RunDequeued | a submitted run has left the queue of its engine | waited, begins |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the key has an earlier run: ends the request | key, outcome, original_run_id, original, age |
-| RunRefused | the claim failed with `error`: ends the request | key, error, overtaken |
+| RunRefused | the claim failed with `error`: ends the request | key, error, overtaken, stopped |
 | RunStarted * | the run begins | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait |
-| RunRecovered | after the RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
+| RunRecovered | after the RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers, left |
 | RunJoined | a step, an undo or the end of a run of another process's caller comes here (on Temporal) | wall, carrier, carriers |
-| RunFinished | the run has ended, or waits in its store | outcome, duration, error, skipped, undone, elsewhere, expected, counted |
+| RunFinished | the run has ended, or waits in its store | outcome, duration, error, skipped, undone, elsewhere, expected, counted, left |
 | RunEnded | the run has ended in the process that drove it for another one (on Temporal) | key, wall, outcome, duration, counted |
 | StepReady | all dependencies of a step are done | step |
 | StepSkipped | `when=` returned False | step, depends_on |

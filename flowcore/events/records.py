@@ -96,6 +96,8 @@ class RunRefused(Event):
     error: BaseException
     overtaken: bool = False
     """whether recovery requested the run, and it was resumed, ended or deleted elsewhere before: nothing is wrong"""
+    stopped: bool = False
+    """whether the caller was cancelled, or this process stops, before the claim was granted: the store has not failed"""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +140,8 @@ class RunRecovered(Event):
     held: tuple[str, ...]
     carriers: Mapping[str, Mapping[str, str]]
     """the carrier of each step that had ended, by step name"""
+    left: bool = False
+    """whether the previous owner had left the run, parked or incomplete, and so had not died"""
 
 
 @dataclass(slots=True, eq=False)
@@ -170,6 +174,8 @@ class RunFinished(Event):
     """whether the failed step lists the error in `expected=`; only set if `elsewhere`"""
     counted: Collection[str] = ()
     """classes of the hooks that have counted the run at its RunEnded in another process"""
+    left: bool = False
+    """whether the run is parked because this process or its engine stops: its next owner resumes it at once"""
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from flowcore import (
     Engine,
     LoggingHook,
     Retry,
+    RunParked,
     StepCancelled,
     StoreUnavailable,
     Workflow,
@@ -246,6 +247,58 @@ def test_a_submitted_run_that_cannot_be_recorded_is_counted_as_refused(
     assert registry.get_sample_value("flowcore_runs_queued", {"workflow": "trip"}) == 0
     assert registry.get_sample_value("flowcore_hook_errors_total", {"hook": "TracingHook"}) == 0
     assert spans.tree() == "submit trip PRODUCER"
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_deploy_counts_no_run_as_bad_or_refused_or_taken_over(
+    kind: str, registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    trip, approval, begun = Workflow("trip"), Workflow("approval"), threading.Event()
+
+    @trip.step
+    def book(ctx: Context) -> None:
+        begun.set()
+        while not ctx.cancelled:
+            time.sleep(0.001)
+
+    trip.add_step("pay", lambda ctx: None, depends_on=book)
+    approval.wait("yes")
+    store, hook = SQLiteStore(tmp_path / "runs.db", durability="normal"), PrometheusHook(registry)
+    old = Driver(kind, store=store, hooks=[hook], workflows=[trip, approval])
+
+    async def stop() -> list[object]:
+        waiting = asyncio.create_task(old.engine.run(approval, idempotency_key="A-1"))
+        running = asyncio.create_task(old.engine.run(trip, idempotency_key="T-1"))
+        await asyncio.to_thread(begun.wait, 10)
+        while store.find("A-1").status != "waiting":
+            await asyncio.sleep(0.001)
+        await old.engine.aclose(timeout=0)
+        return list(await asyncio.gather(waiting, running, return_exceptions=True))
+
+    if kind == "asyncio":
+        ended = asyncio.run(stop())
+    else:
+        futures = [old.engine.submit(wf, idempotency_key=key) for wf, key in ((approval, "A-1"), (trip, "T-1"))]
+        begun.wait(10)
+        assert futures[0].waiting(10) is not None
+        old.engine.close(timeout=0)
+        ended = [future.exception() for future in futures]
+    assert [type(error) for error in ended] == [RunParked, RunParked]
+
+    def counted(*metrics: str) -> dict[tuple[str, ...], float]:
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name in metrics and sample.value
+        }
+
+    metrics = ("flowcore_runs_total", "flowcore_runs_refused_total", "flowcore_run_recoveries_total")
+    assert counted(*metrics, "flowcore_run_last_end_timestamp_seconds") == {}
+    new = Driver(kind, store=store, hooks=[hook], workflows=[trip])
+    assert new.run(trip, idempotency_key="T-1").status == "success"
+    new.close()
+    assert counted(*metrics) == {("flowcore_runs_total", "trip", "success"): 1}
 
 
 def test_a_late_completion_in_an_async_engine_is_counted(registry: CollectorRegistry, spans: Spans) -> None:
