@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from itertools import islice, takewhile
 from typing import Any, Final, Literal, Protocol
 from zoneinfo import ZoneInfo
@@ -277,14 +278,14 @@ class ScheduleStatus:
         return self.schedule.name
 
 
-def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator[str, Head | None, ScheduleStatus]:
-    """Return the state of a schedule. Yields keys of fires, and expects the head of each one's record, or None.
-
-    `window`: how far to look back for the last fire.
-    """
+def status_of(
+    schedule: Schedule, store: Any, now: datetime
+) -> Generator[Callable[[], Any], Head | None, ScheduleStatus]:
+    """Return the status of a schedule: its next fires, and its last fire as the store has recorded it. Yields calls of
+    the store."""
     head, last = None, None
-    for fire in islice(schedule.before(now, now - window), _LOOKED_BACK):
-        head = yield fire_key(schedule.name, fire)
+    for fire in islice(schedule.before(now, now - window_of(store)), _LOOKED_BACK):
+        head = yield partial(store.head, fire_key(schedule.name, fire))
         if head is not None:
             last = fire
             break

@@ -52,7 +52,7 @@ PARTS: dict[str, str] = {
     "temporal": (
         "errors own_errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
     ),
-    "cli": "errors status stores workflow picture schedule fires",
+    "cli": "errors status stores workflow picture schedule fires _engines.driving",
     "__main__": "",
     "testing": "errors status retry context run plan workflow events stores _kernel _durable _engines.driving _in_executor",
 }

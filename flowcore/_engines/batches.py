@@ -22,6 +22,7 @@ from .handles import RunFuture
 
 __all__ = ["check_batch", "checked_concurrency", "completed", "completed_on_loop", "key_of"]
 
+F = TypeVar("F")
 T = TypeVar("T")
 _LOOK: Final = 0.01
 """seconds between two attempts to submit a run while the runs of other callers fill the queue"""
@@ -68,25 +69,25 @@ def completed(
     `works`: whether this thread is one of the engine's. Such a thread works on the oldest run instead of waiting for
     any. If the generator is closed early, it takes no further item and drops the runs that have not begun.
     """
-    waiting: deque[RunFuture] = deque()
     done: SimpleQueue[RunFuture] = SimpleQueue()
-    remaining = _Items(items)
+
+    def begin(item: T) -> RunFuture:
+        future = submit(item)
+        if not ordered:
+            future.add_done_callback(partial(_put, done, future))
+        return future
+
+    batch = _Batch(items, begin, most)
+    waiting = batch.waiting
     try:
         while True:
-            while len(waiting) < most and remaining.has_more():
-                try:
-                    future = submit(remaining.first())
-                except QueueFull:
-                    if not waiting and works():  # what fills the queue may need this very thread
-                        raise
-                    if not waiting:
-                        time.sleep(_LOOK)
-                        continue
-                    break
-                remaining.taken()
-                waiting.append(future)
-                if not ordered:
-                    future.add_done_callback(partial(_put, done, future))
+            try:
+                batch.fill()
+            except QueueFull:
+                if works():  # what fills the queue may need this very thread
+                    raise
+                time.sleep(_LOOK)
+                continue
             if not waiting:
                 return
             if ordered:
@@ -106,25 +107,30 @@ def completed(
             future.cancel()
 
 
-class _Items(Generic[T]):
-    """The items of a batch, taken lazily. One that could not be submitted stays the first."""
+class _Batch(Generic[T, F]):
+    """The items of a batch, which are taken lazily, and the futures of its runs that were not yielded yet."""
 
-    def __init__(self, items: Iterable[T]) -> None:
-        self._remaining = iter(items)
-        self._first: list[T] = []
+    def __init__(self, items: Iterable[T], submit: Callable[[T], F], most: int) -> None:
+        self._items = iter(items)
+        self._taken: list[T] = []  # the item that is submitted next, once it was taken
+        self._submit = submit
+        self._most = most
+        self.waiting: deque[F] = deque()
 
-    def has_more(self) -> bool:
-        """Whether there is an item, which is taken from the iterable now unless it was before."""
-        if not self._first:
-            self._first.extend(itertools.islice(self._remaining, 1))
-        return bool(self._first)
-
-    def first(self) -> T:
-        return self._first[0]
-
-    def taken(self) -> None:
-        """Note that a run of the first item was submitted."""
-        self._first.clear()
+    def fill(self) -> None:
+        """Submit runs until `most` are waiting, the queue of the engine is full, or no item is left. Raises QueueFull if
+        none is waiting."""
+        while len(self.waiting) < self._most:
+            self._taken = self._taken or list(itertools.islice(self._items, 1))
+            if not self._taken:
+                return
+            try:
+                self.waiting.append(self._submit(self._taken[0]))
+            except QueueFull:
+                if not self.waiting:
+                    raise
+                return
+            self._taken = []
 
 
 def _unraisable(run_id: str, error: Exception) -> FlowcoreError:
@@ -142,20 +148,15 @@ async def completed_on_loop(
     items: Iterable[T], submit: Callable[[T], AsyncRunFuture], most: int, *, ordered: bool
 ) -> AsyncGenerator[Run, None]:
     """Like `completed`, but on an event loop. If the generator is closed early, it cancels the runs in flight."""
-    waiting: deque[AsyncRunFuture] = deque()
-    remaining = _Items(items)
+    batch = _Batch(items, submit, most)
+    waiting = batch.waiting
     try:
         while True:
-            while len(waiting) < most and remaining.has_more():
-                try:
-                    future = submit(remaining.first())
-                except QueueFull:
-                    if not waiting:
-                        await asyncio.sleep(_LOOK)
-                        continue
-                    break
-                remaining.taken()
-                waiting.append(future)
+            try:
+                batch.fill()
+            except QueueFull:
+                await asyncio.sleep(_LOOK)
+                continue
             if not waiting:
                 return
             if not ordered:

@@ -431,15 +431,7 @@ class Scheduled:
 
     def status(self) -> Generator[Ask, Any, ScheduleStatus]:
         """The status of the schedule: its next fires, and its last fire as the store has recorded it."""
-        asking = status_of(self.schedule, self._now(), self._window)
-        head: RunRecord | None = None
-        while True:
-            try:
-                key = asking.send(head)
-            except StopIteration as stop:
-                found: ScheduleStatus = stop.value
-                return found
-            head = yield partial(self._store.head, key)
+        return status_of(self.schedule, self._store, self._now())
 
 
 _REASONS: Final = {

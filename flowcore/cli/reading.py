@@ -15,10 +15,11 @@ from typing import Any, Final
 import click
 from rich.table import Table
 
+from .._engines.driving import drive
 from ..errors import DefinitionError, safe_repr
 from ..fires import LOG, logged_schedule
 from ..picture import Timeline, gantt
-from ..schedule import Schedule, ScheduleStatus, status_of, window_of
+from ..schedule import Schedule, ScheduleStatus, status_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
@@ -165,17 +166,8 @@ def html(operator: Operator, name: str, output: Path, trace_url: str | None) -> 
 @pass_operator
 def schedules(operator: Operator) -> None:
     """List the schedules of the engines on this store, with their next fires and the outcome of the last one."""
-    window, now = window_of(operator.store), datetime.now(UTC)
-    found: list[ScheduleStatus] = []
-    for schedule in _recorded(operator):
-        asking, head = status_of(schedule, now, window), None
-        while True:
-            try:
-                key = asking.send(head)
-            except StopIteration as stop:
-                found.append(stop.value)
-                break
-            head = operator.store.head(key)
+    now = datetime.now(UTC)
+    found = [drive(status_of(one, operator.store, now), lambda call: call()) for one in _recorded(operator)]
     if operator.as_json:
         operator.emit({"schedules": [_as_data(one) for one in found]}, "")
     elif not found:
