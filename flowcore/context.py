@@ -382,15 +382,22 @@ def own_copy(value: Any) -> Any:
     """Return a copy of a value, so that changing it in place does not change the caller's.
 
     Containers, dataclasses and models are copied, also if they contain what cannot be copied. Any other object, such as
-    a connection, is shared.
+    a connection, is shared, and so is a value that contains itself or is nested too deep.
     """
+    try:
+        return _copied(value)
+    except RecursionError:
+        return value
+
+
+def _copied(value: Any) -> Any:
     kind: Any = value.__class__
     if kind in _ATOMS:
         return value
     if kind is dict:
-        return {key: own_copy(part) for key, part in value.items()}
+        return {key: _copied(part) for key, part in value.items()}
     if kind in _CONTAINERS:
-        return kind(map(own_copy, value))
+        return kind(map(_copied, value))
     has_fields = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")
     try:
         return _deep_copy(value, kind) if has_fields else _copy_of_container(value, kind)
@@ -404,7 +411,7 @@ def _copy_of_container(value: Any, kind: Any) -> Any:
     """Return a copy of a container of any other type, such as an OrderedDict or a deque, and anything else unchanged."""
     if issubclass(kind, tuple):
         new = cast("Any", tuple).__new__  # a NamedTuple takes its fields as arguments
-        made = new(kind, map(own_copy, value))
+        made = new(kind, map(_copied, value))
         if hasattr(value, "__dict__"):
             made.__dict__.update(value.__dict__)
         return made
@@ -416,7 +423,7 @@ def _copy_of_container(value: Any, kind: Any) -> Any:
     if not issubclass(kind, set | bytearray):
         places: Any = list(copied) if issubclass(kind, dict) else range(len(copied))
         for place in places:
-            copied[place] = own_copy(copied[place])
+            copied[place] = _copied(copied[place])
     return copied
 
 
@@ -433,5 +440,5 @@ def _deep_copy(value: Any, kind: Any) -> Any:
         copied = copy(value)
         for name in getattr(kind, "__dataclass_fields__", None) or kind.__pydantic_fields__:
             if hasattr(value, name):
-                object.__setattr__(copied, name, own_copy(getattr(value, name)))
+                object.__setattr__(copied, name, _copied(getattr(value, name)))
         return copied

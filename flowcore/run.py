@@ -98,14 +98,19 @@ class Sent:
     """trace context of the sender"""
 
 
-def names_of_sent(wait: object, id: object) -> tuple[str, str | None]:  # noqa: A002 - as in `send`
+def names_of_sent(wait: object, id: object, carrier: object = None) -> tuple[str, str | None]:  # noqa: A002 - as in `send`
     """Return the name of the wait that a value is sent to, and the `id` of the value, both as plain texts. `wait`: the
-    Step of the wait, or its name. Raises DefinitionError for anything else, which no record could hold."""
+    Step of the wait, or its name. Raises DefinitionError for anything else, which no record could hold, and for a
+    carrier that is not a mapping."""
     name = getattr(wait, "name", None) if hasattr(wait, "workflow") else wait  # only a Step has both
     if not isinstance(name, str):
         raise DefinitionError(f"A value is sent to the name of a wait, or to its Step, not to {safe_repr(wait)}.")
     if id is not None and not isinstance(id, str):
         raise DefinitionError(f"The id= of a value that is sent must be a string or None, not {safe_repr(id)}.")
+    if carrier is not None and not isinstance(carrier, Mapping):
+        raise DefinitionError(
+            f"The carrier= of a value that is sent must be a mapping or None, not {safe_repr(carrier)}."
+        )
     # A member of an Enum is formatted as something else.
     return str.__str__(name), None if id is None else str.__str__(id)
 

@@ -39,7 +39,8 @@ def checked_concurrency(given: int | None, default: int) -> int:
 
 def check_batch(items: object, values: Any, key: Any, *, ordered: bool, check: bool) -> None:
     """Raise DefinitionError for arguments with which `map` could run nothing."""
-    if not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
+    kind = type(items)  # a class has __iter__, but cannot be iterated
+    if not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
         way_out = " Collect them in a list first." if hasattr(items, "__aiter__") else ""
         raise DefinitionError(f"map takes an iterable of items, not {safe_repr(items)}.{way_out}")
     for option, function in (("values", values), ("key", key)):

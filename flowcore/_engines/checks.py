@@ -14,6 +14,7 @@ from .._kernel.settings import namespace_of
 from ..errors import DefinitionError, FlowcoreError, safe_repr
 from ..events import Hook
 from ..retry import CENTURY, Duration, seconds
+from ..stores.arguments import check_key, check_run_id
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
@@ -93,9 +94,13 @@ def period(value: Duration, what: str) -> float:
 
 
 def check_named(run_id: str | None, key: str | None) -> None:
-    """Raise DefinitionError if a call names its run neither by its id nor by its key."""
+    """Raise DefinitionError unless a call names its run by its id or by its key, each of them a string."""
     if run_id is None and key is None:
         raise DefinitionError("Name the run by its id, or by key=.")
+    if run_id is not None:
+        check_run_id(run_id)
+    if key is not None:
+        check_key(key)
 
 
 def caller_drives(until: str, *, durable: bool) -> bool:

@@ -100,10 +100,7 @@ def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, 
         )
     if not _TEXT.issuperset(map(type, values)):  # a member of an Enum means the same request as its text
         values = {str.__str__(key) if isinstance(key, str) else key: value for key, value in values.items()}
-    try:
-        copied: dict[Any, Any] = own_copy(values)
-    except RecursionError:
-        return values  # too deep to copy: the store, or the comparison of requests, refuses them
+    copied: dict[Any, Any] = own_copy(values)
     return copied
 
 

@@ -19,8 +19,8 @@ import click
 from rich.console import Console
 
 from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable, safe_repr
+from ..stores.arguments import LISTED
 from ..stores.base import Page, RunRecord
-from ..stores.decide import LISTED
 from ..stores.opening import open_store
 
 __all__ = ["EXIT_CODES", "URGENT", "Operator", "complete_status", "flowcore", "pass_operator", "run"]

@@ -10,17 +10,14 @@ import json
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import CorruptRecord, DefinitionError, SendRefused, StoreError, hashed_key, safe_repr
+from ..errors import CorruptRecord, SendRefused, StoreError, hashed_key, safe_repr
 from ..status import Status
 from .base import LIVE, RELEASED, RESUMABLE, Checkpoint, Claim, RunRecord
 
 __all__ = [
-    "LISTED",
     "OPEN",
     "Order",
     "Verdict",
-    "check_listing",
-    "check_reason",
     "decide",
     "decide_order",
     "decide_send",
@@ -33,11 +30,6 @@ __all__ = [
 
 _MOST_LEASES: Final = 64
 _NOT_ENDED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.WAITING})
-LISTED: Final = (
-    *("queued", "running", "waiting", "success", "failure", "compensated", "compensation_failed", "incomplete"),
-    *("parked", "held", "expired"),
-)
-"""values of `list_runs(status=)`"""
 OPEN: Final = ("queued", "running", "waiting", "expired", "parked", "incomplete", "held")
 """statuses under which `counts` counts runs that are not over"""
 
@@ -214,20 +206,3 @@ def has_wait(graph: str, name: str) -> bool:
         return any(step[0] == name and step[4:] == ["wait"] for step in steps)
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
-
-
-def check_listing(status: str | None, limit: Any, verb: str = "list_runs", *, text: Any = None) -> None:
-    """Raise DefinitionError for an unknown status, a limit that is not a positive whole number or None, or a text that
-    is not a string or None."""
-    if status is not None and status not in LISTED:
-        raise DefinitionError(f"{verb}(status={safe_repr(status)}) is unknown: use one of {', '.join(LISTED)}.")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise DefinitionError(f"{verb}(limit=) must be None or a whole number from 1 up, not {safe_repr(limit)}.")
-    if text is not None and not isinstance(text, str):
-        raise DefinitionError(f"{verb}(text=) must be None or a part of a key, not {safe_repr(text)}.")
-
-
-def check_reason(reason: Any) -> None:
-    """Raise DefinitionError if the reason of an operator's decision is not a string or None."""
-    if reason is not None and not isinstance(reason, str):
-        raise DefinitionError(f"reason= must be a string, not {safe_repr(reason)}.")

@@ -48,9 +48,9 @@ from ..errors import DefinitionError, NotSerializable, StoreError, hashed_key, s
 from ..retry import CENTURY
 from ..run import STARTING_REPORT, Sent
 from ..status import Status
+from .arguments import check_reason
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec, json_text as _json_text, quoted
-from .decide import check_reason
 from .decoding import (
     ENDINGS,
     INITIAL,

@@ -18,6 +18,7 @@ from ..errors import DefinitionError, safe_repr
 from ..retry import Duration, flag, seconds
 from ..run import Sent, names_of_sent
 from ..status import Status
+from .arguments import check_clock, check_key
 from .base import (
     RESUMABLE,
     STOPS,
@@ -83,6 +84,8 @@ class MemoryStore(Operating):
             raise DefinitionError(
                 f"MemoryStore(max_runs=) must be a whole number from 1 up, not {safe_repr(max_runs)}."
             )
+        check_clock(clock, "MemoryStore(clock=)")
+        check_clock(wall, "MemoryStore(wall=)")
         super().__init__(seconds(retention, "MemoryStore(retention=)"), max_runs, clock, wall)
         checked = Strict(codec)  # refuses what is not a codec, also where the store does not use it
         self._strict = checked if flag(strict, "MemoryStore(strict=)") else None
@@ -250,7 +253,7 @@ class MemoryStore(Operating):
     ) -> bool:
         """Send a value to the wait `name` of the run with this key: see Store.send. Every engine of this store is
         notified at once."""
-        name, id = names_of_sent(name, id)  # noqa: A001
+        name, id = names_of_sent(name, id, carrier)  # noqa: A001
         with self._lock:
             run = self._known(key)
             record = run.record
@@ -282,12 +285,14 @@ class MemoryStore(Operating):
 
     def find(self, key: str, /) -> RunRecord | None:
         """The record under a key, or None."""
+        check_key(key)
         with self._lock:
             run = self._runs.get(key)
             return None if run is None else run.seen()
 
     def head(self, key: str, /) -> RunRecord | None:
         """The head of the record under a key, or None: it has no values and no fields of single steps."""
+        check_key(key)
         with self._lock:
             run = self._runs.get(key)
             return None if run is None else run.head()

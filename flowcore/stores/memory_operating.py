@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
 from ..forks import after_fork_in_child, hold_across_forks
-from ..retry import Duration, seconds
+from ..retry import Duration, flag, seconds
 from ..status import Status
+from .arguments import check_key, check_listing, check_reason, check_resumable, check_run_id
 from .base import Page, RunRecord
-from .decide import OPEN, Order, check_listing, check_reason, decide_order, is_over
+from .decide import OPEN, Order, decide_order, is_over
 from .memory_run import LiveRun
 
 __all__ = ["Operating"]
@@ -49,7 +50,7 @@ class Operating:
     ) -> Page:
         """Heads of the runs of these workflows that recovery may resume now, the earliest due first: runs that crashed,
         are parked or incomplete, have waited long enough, or were queued and left by their owners."""
-        check_listing(None, limit, "list_resumable")
+        check_resumable(workflows, limit)
         past = _cursor(after, "list_resumable")
         with self._lock:
             now = self._clock()
@@ -76,6 +77,7 @@ class Operating:
 
     def get_run(self, run_id: str, /) -> RunRecord:
         """The record of a run. Raises RunNotFound."""
+        check_run_id(run_id)
         with self._lock:
             for run in self._runs.values():
                 if run.record.run_id == run_id:
@@ -101,7 +103,7 @@ class Operating:
         unknown status.
         """
         age = 0.0 if older_than is None else seconds(older_than, "list_runs(older_than=)")
-        check_listing(status, limit, text=text)
+        check_listing(status, workflow, limit, text)
         past = _cursor(after, "list_runs")
         page, last = Page(), 0
         with self._lock:
@@ -144,7 +146,7 @@ class Operating:
         """
         with self._lock:
             run = self._known(key)
-            if not force:
+            if not flag(force, "release(force=)"):
                 self._order(run, "release")
             self._free(run)
 
@@ -153,7 +155,7 @@ class Operating:
         and StoreError for a run that is held or not over, unless forced."""
         with self._lock:
             run = self._known(key)
-            if not force:
+            if not flag(force, "erase(force=)"):
                 self._order(run, "erase")
             elif run.record.held or not run.over:
                 self._free(run)
@@ -232,6 +234,7 @@ class Operating:
         self._ended.move_to_end(run.record.key)
 
     def _known(self, key: str) -> LiveRun:
+        check_key(key)
         run = self._runs.get(key)
         if run is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)

@@ -11,6 +11,7 @@ import inspect
 from typing import Any, Final, NamedTuple
 
 from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
+from .arguments import check_key
 from .codec import Codec, JsonCodec, quoted
 
 __all__ = ["Place", "Sealing"]
@@ -93,7 +94,9 @@ class Sealing:
         return text
 
     def lookup(self, key: str) -> str:
-        """The text under which the run of a key is stored and looked up."""
+        """The text under which the run of a key is stored and looked up. Raises DefinitionError for a key that is not a
+        string."""
+        check_key(key)
         return self._mac("key", key) if self.hides else key
 
     def fingerprint(self, fingerprint: str | None) -> str | None:

@@ -20,8 +20,9 @@ from ..errors import DefinitionError, RunNotFound, SendRefused, StoreError, erro
 from ..retry import Duration, seconds
 from ..run import names_of_sent
 from ..status import Status
+from ..stores.arguments import check_listing, check_reason
 from ..stores.base import Page, RunRecord
-from ..stores.decide import Order, check_listing, check_reason, decide_order
+from ..stores.decide import Order, decide_order
 from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
 from .server import RELEASE, TemporalServer, head_of, is_running
@@ -84,7 +85,7 @@ class Operators(TemporalServer):
         """Heads of runs, newest first. `status`: a status of runs, or "held"; `after`: the cursor of the page before;
         `text`: a part of the key or run id. Temporal's listing may lag behind by a second. Raises DefinitionError for
         an unknown status, and for an `after` that is no cursor."""
-        check_listing(status, limit, text=text)
+        check_listing(status, workflow, limit, text)
         wanted = [f"TaskQueue = {_quoted(self._task_queue)}"]
         if workflow is not None:
             wanted.append(f"WorkflowType = {_quoted(workflow)}")
@@ -176,7 +177,7 @@ class Operators(TemporalServer):
     ) -> bool:
         """Send a value to the wait `name` of the run with this key: see `Store.send`. The call waits for a worker,
         which decides whether the value counts."""
-        name, id = names_of_sent(name, id)  # noqa: A001
+        name, id = names_of_sent(name, id, carrier)  # noqa: A001
         handle = self._handle(key)
         found = await self._described(handle)
         if found is None:

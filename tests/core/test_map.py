@@ -123,6 +123,7 @@ def numbers_of() -> dict[str, int]:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"items": 5}, "map takes an iterable of items, not 5"),
+    ({"items": list}, "map takes an iterable of items, not <class 'list'>"),
     ({"items": None}, "map takes an iterable of items, not None"),
     ({"items": async_items()}, r"map takes an iterable of items, not .*\. Collect them in a list first"),
     ({"key": "id"}, "key= of map must be a function of the item, not 'id'"),

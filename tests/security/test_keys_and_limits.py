@@ -1,13 +1,15 @@
 """Keys stay out of messages, and what users send is bounded."""
 
 import asyncio
+import enum
 import logging
 import pickle
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -166,8 +168,101 @@ def test_an_argument_of_a_wrong_type_is_refused_by_name(tmp_path: Path, redis_ur
                 store.list_runs(text=5)
             with pytest.raises(DefinitionError, match=r"after=\)? must be the cursor of an? .*page, not b'x'"):
                 store.list_runs(after=b"x")
+            with pytest.raises(
+                DefinitionError, match=r"list_runs\(workflow=\) must be None or the name of a workflow, not"
+            ):
+                store.list_runs(workflow=wf)
+            for verb in ("release", "erase"):
+                with pytest.raises(DefinitionError, match=rf"{verb}\(force=\) must be True or False, not 'no'"):
+                    getattr(store, verb)(KEY, force="no")
+            for names in ("asks", [wf], 5):
+                with pytest.raises(
+                    DefinitionError, match=r"list_resumable\(workflows\) must be the names of workflows"
+                ):
+                    store.list_resumable(names)
+            with pytest.raises(
+                DefinitionError, match="carrier= of a value that is sent must be a mapping or None, not 5"
+            ):
+                store.send(KEY, "answer", 5, carrier=5)
+            assert len(store.list_resumable(["asks"], limit=10**30)) == 0
+            assert not store.find(KEY).sent
         finally:
             engine.close(timeout=0)
+
+
+def test_a_key_or_id_that_is_no_string_is_refused(tmp_path: Path, redis_url: str) -> None:
+    """Keys are personal data, so the refusal names the type of the key only."""
+    for store in stores(tmp_path, redis_url):
+        with Engine(store=store) as engine:
+            for key, kind in ((KEY.encode(), "bytes"), ([KEY], "list"), (None, "NoneType")):
+                calls: list[Callable[[], object]] = [
+                    partial(getattr(store, verb), key) for verb in ("find", "head", "release", "erase", "hold")
+                ]
+                calls += [partial(getattr(store, verb), key) for verb in ("resume", "undo", "cancel")]
+                calls += [partial(store.send, key, "answer", 1), partial(engine.send, key, "answer", 1)]
+                calls.append(partial(engine.find, key))
+                if key is not None:
+                    calls.append(partial(engine.cancel, key=key))
+                for call in calls:
+                    with pytest.raises(
+                        DefinitionError, match=f"^The key of a run must be a string, not of type {kind}"
+                    ):
+                        call()
+            by_id: list[Callable[[Any], object]] = [store.get_run, engine.get, engine.cancel]
+            for ask in by_id:
+                with pytest.raises(DefinitionError, match=r"^The id of a run must be a string, not \['x'\]"):
+                    ask(["x"])
+        store.close()
+
+
+def test_a_clock_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
+    for make in (
+        lambda: MemoryStore(clock=cast("Any", 5)),
+        lambda: MemoryStore(wall=cast("Any", 5)),
+        lambda: SQLiteStore(tmp_path / "runs.db", wall=cast("Any", 5)),
+    ):
+        with pytest.raises(DefinitionError, match=r"=\) must be a function that returns seconds, not 5"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_member_of_an_enum_names_a_workflow_and_a_status_in_a_listing(tmp_path: Path, redis_url: str) -> None:
+    class Named(str, enum.Enum):  # noqa: UP042 - which is formatted as "Named.ORDER"
+        ORDER = "order"
+        DONE = "success"
+
+    wf = Workflow("order")
+    wf.add_step("a", lambda ctx: None)
+    for store in stores(tmp_path, redis_url):
+        with Engine(store=store) as engine:
+            engine.run(wf, idempotency_key=KEY)
+        assert len(store.list_runs(workflow=Named.ORDER, status=Named.DONE)) == 1
+        store.hold(KEY)
+        assert len(store.list_runs(workflow=Named.ORDER)) == 1
+        store.close()
+
+
+def test_a_value_that_contains_itself_is_sent_in_memory_and_refused_by_other_stores(
+    tmp_path: Path, redis_url: str
+) -> None:
+    value: list[Any] = []
+    value.append(value)
+    wf = Workflow("asks")
+    answer = wf.wait("answer")
+    for store in stores(tmp_path, redis_url):
+        engine = Engine(store=store)
+        try:
+            future = engine.submit(wf, idempotency_key=KEY)
+            future.waiting()
+            if store.durable:
+                with pytest.raises(NotSerializable, match="contains itself, or is nested too deep"):
+                    engine.send(KEY, answer, value)
+            else:
+                assert engine.send(KEY, answer, value)
+                assert len(future.result(10)[answer]) == 1
+        finally:
+            engine.close(timeout=0)
+            store.close()
 
 
 def test_long_keys_are_not_kept_in_memory(redis_url: str) -> None:

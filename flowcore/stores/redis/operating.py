@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, hashed_key, safe_repr
-from ...retry import Duration, seconds
+from ...retry import Duration, flag, seconds
 from ...run import Sent, names_of_sent
+from ..arguments import check_listing, check_resumable, check_run_id
 from ..base import Page, RunRecord
-from ..decide import OPEN, check_listing, decide_send, has_wait, is_over
+from ..decide import OPEN, decide_send, has_wait, is_over
 from ..encoding import microseconds
 from . import doctor, index_scripts, operator_scripts
 from .calls import INDEX_KEYS, PAGE, Call, Calls, Exchange, as_bytes, digest_of, in_pages
@@ -47,7 +48,7 @@ class OperatorVerbs(Calls):
         """Return the heads of the resumable runs of these workflows that have no live owner and whose `not_before` is
         past, the longest due first. `after`: the cursor of the previous page. An unreadable record is logged once and
         left out."""
-        check_listing(None, limit, "list_resumable")
+        check_resumable(workflows, limit)
         yield from self._look()
         page, cursor = Page(), parsed_cursor(after)
         shards = (yield from self._due_shards()) if workflows else []
@@ -90,11 +91,11 @@ class OperatorVerbs(Calls):
 
         Raises DefinitionError for an unknown status.
         """
-        check_listing(status, limit, text=text)
+        check_listing(status, workflow, limit, text)
         age = 0 if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
-        letters = {None: "", "held": "", "expired": "r"}.get(status, LETTERS.get(str(status), ""))
-        only = {"held": "h", "expired": "e"}.get(str(status), "")
-        arguments = [age, letters, only, "" if workflow is None else f"={workflow}"]
+        letters = {None: "", "held": "", "expired": "r"}.get(status, LETTERS.get(status or "", ""))
+        only = {"held": "h", "expired": "e"}.get(status or "", "")
+        arguments = [age, letters, only, "" if workflow is None else "=" + workflow]
         yield from self._look()
         listing = Listing(
             index_scripts.LIST,
@@ -165,6 +166,7 @@ class OperatorVerbs(Calls):
 
     def get_run(self, run_id: str, /) -> Exchange[RunRecord]:
         """Return the record of a run. Raises RunNotFound."""
+        check_run_id(run_id)
         yield from self._look()
         groups = list(self._over_shards(range(self._shards), b"index"))
         calls: list[Call] = [(keys, [run_id]) for _, keys in groups]
@@ -294,7 +296,7 @@ class OperatorVerbs(Calls):
     ) -> Exchange[bool]:
         """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
         Returns whether the value counts: see Store.send."""
-        name, id = names_of_sent(name, id)  # noqa: A001
+        name, id = names_of_sent(name, id, carrier)  # noqa: A001
         yield from self._look()
         digest = digest_of(as_bytes(self._lookup(key)))
         place = self._shard(digest), digest
@@ -327,9 +329,10 @@ class OperatorVerbs(Calls):
         Raises RunNotFound for an unknown key, StoreError for a run in progress, and CorruptRecord for a record that
         cannot be read. With `force`, such a run is given up too, and its owner is fenced off; such a record is deleted.
         """
+        forced = flag(force, "release(force=)")
         way_out = "cancel it first, or release it with force=True"
         yield from self._decide(
-            operator_scripts.RELEASE, "release", key, "1" if force else "", self._retention, way_out
+            operator_scripts.RELEASE, "release", key, "1" if forced else "", self._retention, way_out
         )
 
     def erase(self, key: str, /, *, force: bool = False) -> Exchange[None]:
@@ -339,8 +342,9 @@ class OperatorVerbs(Calls):
         Raises RunNotFound for an unknown key, StoreError for a run that is not over or is held, and CorruptRecord for a
         record that cannot be read. With `force`, such a run is released first, and such a record is deleted.
         """
+        forced = flag(force, "erase(force=)")
         way_out = "end it first, or erase it with force=True"
-        yield from self._decide(operator_scripts.ERASE, "erase", key, "1" if force else "", self._retention, way_out)
+        yield from self._decide(operator_scripts.ERASE, "erase", key, "1" if forced else "", self._retention, way_out)
 
     def hold(self, key: str, /, reason: str | None = None) -> Exchange[None]:
         """Hold the key, so that calls with it are refused until `release`, `resume` or `undo`. `reason` is kept in the

@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptRecord, DefinitionError, RunNotFound, hashed_key, safe_repr, safe_str
-from ...retry import Duration, seconds
+from ...retry import Duration, flag, seconds
 from ...run import Sent, names_of_sent
 from ...status import Status
+from ..arguments import check_listing, check_resumable, check_run_id
 from ..base import LIVE, Page, RunRecord
-from ..decide import OPEN, Order, check_listing, decide_order, decide_send, is_over
+from ..decide import OPEN, Order, decide_order, decide_send, is_over
 from ..encoding import SENT, STEP, Encoding, microseconds
 from . import listing, tables
 from .database import Database
@@ -72,6 +73,7 @@ class Operating:
 
     def get_run(self, run_id: str, /) -> RunRecord:
         """Return the record of a run. Raises RunNotFound."""
+        check_run_id(run_id)
         record = self._stored(f"{tables.HEAD} WHERE run_id = ? AND {tables.KEPT}", run_id, self._now())
         if record is None:
             raise RunNotFound(
@@ -93,7 +95,7 @@ class Operating:
         """Return the heads of the runs of these workflows that recovery may resume now, the longest due first: crashed,
         parked and incomplete ones, waiting ones that are due, and queued ones that lost their owners. `after`: the
         cursor of the previous page. An unreadable record is logged once and left out."""
-        check_listing(None, limit, "list_resumable")
+        check_resumable(workflows, limit)
         past = (-1, -1) if after is None else _numbers(after, 2, "list_resumable")
 
         def read(db: sqlite3.Cursor) -> tuple[list[tuple[int, int]], list[dict[str, Any] | None]]:
@@ -101,7 +103,7 @@ class Operating:
             now = self._now()
             set_back = self._latest is None or now < self._latest - _SECOND
             due = listing.list_due(db, set(workflows), now, (past[0], past[1]), set_back=set_back)
-            found = list(itertools.islice(due, None if limit is None else limit + 1))
+            found = list(itertools.islice(due, None if limit is None else min(limit, sys.maxsize - 1) + 1))
             if not set_back or limit is None or len(found) <= limit:
                 self._latest = now if self._latest is None else max(self._latest, now)
             return found, [_head(db, number) for _, number in found[:limit]]
@@ -139,7 +141,7 @@ class Operating:
 
         Raises DefinitionError for an unknown status.
         """
-        check_listing(status, limit, text=text)
+        check_listing(status, workflow, limit, text)
         age = None if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
         below = sys.maxsize if after is None else _numbers(after, 1, "list_runs")[0]
         page = Page()
@@ -194,7 +196,7 @@ class Operating:
     ) -> bool:
         """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
         Returns whether the value counts: see Store.send."""
-        name, id = names_of_sent(name, id)  # noqa: A001
+        name, id = names_of_sent(name, id, carrier)  # noqa: A001
         record = self.head(key)
         if record is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
@@ -224,6 +226,7 @@ class Operating:
         read. With `force`, a live run is given up too, and its owner learns from its next checkpoint or renewal that
         the run is lost; an unreadable record is deleted.
         """
+        flag(force, "release(force=)")
 
         def write(db: sqlite3.Cursor) -> None:
             now = self._now()
@@ -248,6 +251,7 @@ class Operating:
         StoreUnavailable if other processes read for so long that the log could not be emptied; then erase the key
         again.
         """
+        flag(force, "erase(force=)")
 
         def write(db: sqlite3.Cursor) -> None:
             now = self._now()

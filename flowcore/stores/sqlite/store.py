@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 from ...errors import DefinitionError, safe_repr
 from ...retry import Duration, flag, seconds
 from ...status import Status
+from ..arguments import check_clock
 from ..base import (
     LIVE,
     RESUMABLE,
@@ -93,6 +94,7 @@ class SQLiteStore(Operating):
             )
         if durability not in _DURABILITIES:
             raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
+        check_clock(wall, "SQLiteStore(wall=)")
         kept = seconds(retention, "SQLiteStore(retention=)")
         encoding = Encoding(codec, max_value_bytes, traceback)
         place = os.path.abspath(given)  # noqa: PTH100 - symbolic links are not resolved: the user may change them
