@@ -209,8 +209,9 @@ def claim(
                 emit.hit(run, "adopted" if adopted else "replayed", record.run_id, record.carrier, answer.age)
                 return replay(run, record)
             case Busy() if until is not None and run.settings.clock() < until:
-                polls += 1
+                polls, run.attached = polls + 1, request.recovering is None
                 known = yield from wait_for_owner(run, local, wanted, answer, sent, until)
+                run.attached = False
             case _:
                 raise refusal(run, local, wanted.key, answer)
 

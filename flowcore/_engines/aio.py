@@ -188,7 +188,9 @@ class AsyncEngine(LoopCalls, LocalEngine):
         """
         check_named(run_id, key)
         queued = next((run for run in list(self._runs.queued) if is_meant(run, run_id, key)), None)
-        run = queued or self._live.find(run_id, key)
+        run = self._live.find(run_id, key)
+        if run is None or not run.claimed:
+            run = queued or run
         cancelled = run is not None and self._runs.cancel(run)
         # A run that waits in its store is cancelled there.
         if cancelled or (run is not None and run.finished is not Status.WAITING):

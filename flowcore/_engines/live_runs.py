@@ -64,12 +64,11 @@ class LiveRuns(dict[RunState, D | None], ABC):
         self.left.pop(run, None)
 
     def find(self, run_id: str | None, key: str | None) -> RunState | None:
-        """The run with this id or key, or None: one in flight, or one left to its store that is about to continue."""
+        """The run with this id or key, or None: one in flight, or one left to its store that is about to continue. A run
+        that has claimed its key is preferred to one that has not."""
         # A run may move from one collection to the next meanwhile, so they are searched in the order of its moves.
-        for run in chain(list(self), list(self.left), list(self)):
-            if is_meant(run, run_id, key):
-                return run
-        return None
+        found = [run for run in chain(list(self), list(self.left), list(self)) if is_meant(run, run_id, key)]
+        return next((run for run in found if run.claimed), found[0] if found else None)
 
     def lose(self, run: RunState) -> None:
         """Start and undo nothing more of a run, because the store says that another process owns it."""
@@ -109,9 +108,10 @@ class LiveRuns(dict[RunState, D | None], ABC):
 
     def with_key(self, key: str) -> list[RunState]:
         """The runs with this key (or, if a run has no key, this id), but not calls that only wait for such a run."""
-        found = [run for run in list(self) if run.key == key or (run.key is None and run.known_id == key)]
+        found = [run for run in list(self) if is_meant(run, None, key) or (run.key is None and run.known_id == key)]
         claimed = [run for run in found if run.claimed]
-        return claimed or [run for run in found if run.request.wait is None]
+        # A caller whose run waits in its store learns of the value there.
+        return claimed or [run for run in found if run.request.recovering is None or run.request.unattended]
 
     def deliver(self, key: str, name: str, sent: Sent) -> Sent | None:
         """Pass a value to the runs with this key. Returns the value that counts, which may be an earlier one, or None
@@ -135,10 +135,10 @@ class LiveRuns(dict[RunState, D | None], ABC):
 
 
 def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
-    """Whether an id or a key names this run."""
+    """Whether an id or a key names this run. A key does not name a call that only waits for the run that has it."""
     if run_id is not None and run_id in {run.known_id, run.request.recovering}:
         return True
-    return key is not None and run.key == key
+    return key is not None and run.key == key and not run.attached
 
 
 def left_error(run: RunState) -> RunParked:

@@ -47,8 +47,7 @@ class RunState:
     continued: RunState | None = None
     """(lock) after the run was left to its store: the RunState that resumes it for its caller"""
     given = False
-    """(lock) after the run was left to its store: whether its caller got the waiting run, so that nothing here resumes
-    it"""
+    """(lock) after the run was left to its store: whether its caller got it, so that nothing here resumes it"""
     dormant = False
     """whether the run waits in its store while its caller waits here"""
     on_pause: Callable[[Run | None], None] | None = None
@@ -60,6 +59,8 @@ class RunState:
     queued = False
     """whether the store has recorded the run as queued"""
     claimed = False
+    attached = False
+    """whether the caller waits for the run of another one, which has the key"""
     deadline: float | None = None
     """the moment at which the run must be over (monotonic); None: no limit"""
     fingerprint: str | None = ""
@@ -76,8 +77,7 @@ class RunState:
     ledger: Ledger | None = None
     """records the steps in the store; None in memory"""
     tried: Mapping[str, StepReport] = {}
-    """the recorded reports of steps that wait for another attempt here, after earlier ones failed: under an earlier
-    owner, or before the step was set aside"""
+    """the recorded reports of steps of which attempts failed under an earlier owner, or before they were set aside"""
     was_in_doubt: frozenset[str] = frozenset()
     """steps that an earlier owner, or an executor that was lost, had in flight: an attempt may have had its effect"""
 
@@ -125,7 +125,7 @@ class RunState:
     undo_order = 0
     """(lock) the number of the latest undo, from 1"""
     undo_stopped = False
-    """whether a second Ctrl-C has come, so that no further undo starts"""
+    """whether no further undo starts, because of a second Ctrl-C"""
     undone: list[str]
     """steps whose undo succeeded, in order; set only once the run has stopped"""
     undo_errors: dict[str, Exception]

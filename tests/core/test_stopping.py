@@ -22,6 +22,7 @@ from flowcore import (
     NotSerializable,
     QueueFull,
     Retry,
+    RunFailed,
     RunParked,
     Status,
     StepCancelled,
@@ -366,6 +367,36 @@ def test_a_run_future_knows_its_run_and_key_and_cancels_it(ledger: Ledger) -> No
             first.result(PATIENCE)
         assert not first.cancel_run()
     assert ledger == ["a", "slow", "-slow", "-a"]
+
+
+def test_cancelling_by_key_cancels_the_run_and_not_a_caller_that_waits_for_it(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    began, wf, errors = Gate(), Workflow("w"), list[RunFailed]()
+
+    def heeds(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    def waits(engine: Engine) -> None:
+        try:
+            engine.run(wf, idempotency_key="k", wait=PATIENCE)
+        except RunFailed as error:
+            errors.append(error)
+
+    ledger.add(wf, "slow", first=heeds)
+    with Engine(store=store, lease=0.5) as owner, Engine(store=store) as other:
+        future = owner.submit(wf, idempotency_key="k")
+        began.wait()
+        waiting = threading.Thread(target=waits, args=(other,))
+        waiting.start()
+        until(lambda: any(run.attached for run in list(other._live)))
+        assert other.cancel(key="k")
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
+        waiting.join(PATIENCE)
+    assert len(errors) == 1
+    assert ledger == ["slow", "-slow"]
 
 
 def test_a_step_may_wait_for_runs_that_it_has_submitted_on_any_number_of_threads(ledger: Ledger) -> None:

@@ -21,6 +21,7 @@ from flowcore import (
     IdempotencyMismatch,
     NotSerializable,
     QueueFull,
+    RunFailed,
     RunParked,
     Status,
     StepCancelled,
@@ -497,6 +498,27 @@ def test_an_async_engine_cancels_the_run_of_another_engine_through_the_store(
             assert not await other.cancel(key="k")
             assert not await other.cancel(key="another")
             assert not await other.cancel("another")
+
+    run_async(main)
+    assert ledger == ["a", "-b", "-a"]
+
+
+def test_on_a_loop_too_cancelling_by_key_cancels_the_run_and_not_the_callers_that_wait_for_it(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    async def main() -> None:
+        slept: list[int] = []
+        wf = saga(ledger, forever, slept)
+        async with AsyncEngine(store=store, lease=0.5) as owner, AsyncEngine(store=store) as other:
+            future = owner.submit(wf, idempotency_key="k")
+            await until_async(lambda: slept)
+            waiting = [engine.submit(wf, idempotency_key="k", wait=PATIENCE) for engine in (owner, other)]
+            await until_async(lambda: [run.attached for run in (*owner._live, *other._live)].count(True) == 2)
+            assert await other.cancel(key="k")
+            with pytest.raises(StepCancelled):
+                await future
+            errors = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(error) for error in errors] == [RunFailed, RunFailed]
 
     run_async(main)
     assert ledger == ["a", "-b", "-a"]

@@ -103,6 +103,18 @@ def test_a_value_that_is_sent_before_the_wait_is_kept(live: MakeLive) -> None:
     assert future.result(PATIENCE)["approved"] == 1
 
 
+def test_a_value_is_kept_for_a_queued_run_that_may_wait_for_its_key() -> None:
+    wf, busy, go = Workflow("w"), Workflow("busy"), threading.Event()
+    wf.wait("approved")
+    busy.add_step("work", lambda ctx: go.wait(PATIENCE))
+    with Engine(max_workers=1) as engine:
+        engine.submit(busy)
+        future = engine.submit(wf, idempotency_key="k", wait=PATIENCE)
+        assert engine.send("k", "approved", 1)
+        go.set()
+        assert future.result(PATIENCE)["approved"] == 1
+
+
 def test_the_first_value_counts_and_the_second_sender_learns_that(live: MakeLive, ledger: Ledger) -> None:
     watch = Watch()
     driver, go = live(hooks=[watch]), threading.Event()
