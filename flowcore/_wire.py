@@ -204,8 +204,8 @@ def _encodable(data: Any, limit: int = sys.maxsize) -> Any:
 
 
 def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None = None) -> BaseException:
-    """Return the error, as its own class if this process has loaded that class and has the same text from the packed
-    arguments, else as a RunFailed with the same text. Imports nothing, and does not call the `__init__` of the error's
+    """Return the error: as its own class if this process has loaded that class, and the packed arguments lead to the
+    same text; else as a RunFailed with that text. Imports nothing, and does not call the `__init__` of the error's
     class."""
     error: BaseException | None
     if "failures" in packed:

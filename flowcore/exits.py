@@ -1,7 +1,8 @@
 """Exits that the signal handlers of a process raise, such as the `sys.exit()` of a handler of SIGTERM.
 
-Python calls a handler in the main thread, between any two instructions, so its exception may appear in code that has to
-go on, such as a hook or an undo. Such an exit is kept until the engine can act on it, because the process is to end.
+Python calls a handler in the main thread, between any two instructions, so its exception may appear in code that must
+be completed, such as a hook or an undo. Such an exit is kept until the engine can act on it, because the process is
+meant to end.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _signature(fn: Any) -> str:
 
 
 PLAIN: Final = frozenset({NoneType, bool, int, float, str, bytes, list, dict, tuple, set})
-"""the types of most results, which are no awaitables; hot paths look here first, to save a call"""
+"""the types of most results, none of them awaitable; hot paths look here first, to save a call"""
 
 
 def is_awaitable(value: object) -> bool:
@@ -99,7 +99,7 @@ def is_awaitable(value: object) -> bool:
 
 
 async def result_of(awaitable: Awaitable[Any]) -> Any:
-    """Await something that is no coroutine."""
+    """Await an awaitable that is not a coroutine."""
     return await awaitable
 
 

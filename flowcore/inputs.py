@@ -94,8 +94,8 @@ class Input(Generic[I]):
         return values
 
     def build(self, values: Mapping[Any, Any]) -> I:
-        """Return the input that these values stand for. Each field has its value as it is, whatever __init__ or
-        __post_init__ make of it; nothing is validated again."""
+        """Return the input that these values stand for. Each field gets exactly its value, even if __init__ or
+        __post_init__ would change it. Nothing is validated again."""
         known = {name: values[name] for name in self.fields if name in values}
         extra = known.pop(_EXTRA, None) if self._has_extra else None
         made: Any = self._made(known)
@@ -124,8 +124,8 @@ class Input(Generic[I]):
             return object.__new__(kind)  # its __init__ takes more than its fields, or other values than they have now
 
     def check_recordable(self, given: I, values: Mapping[str, Any]) -> None:
-        """Raise DefinitionError for an input of a recorded run with attributes that are no fields and that `build` does
-        not restore. `values`: its initial values."""
+        """Raise DefinitionError for an input of a recorded run with attributes that are not fields and that `build`
+        does not restore. `values`: its initial values."""
         known: Any = given
         own: Any = known.__class__
         attributes: dict[str, Any] = {

@@ -50,7 +50,8 @@ def new_step(
     take_one_argument(fn, f"the function of step {safe_repr(name)}")
     about = f"of step {safe_repr(name)}"
     if unknown:
-        raise DefinitionError(f"{', '.join(map(safe_repr, unknown))} {about} is no option of a step: see StepOptions.")
+        names = ", ".join(map(safe_repr, unknown))
+        raise DefinitionError(f"step {safe_repr(name)} has no option {names}. StepOptions lists the options of a step.")
     step: Step[Any] = Step(
         name,
         fn,

@@ -169,9 +169,9 @@ class Plan:
     def graph(self) -> str:
         """The definition as a store records it, in canonical JSON.
 
-        It lists for each step, in definition order, its name, its sorted dependencies, whether it has an undo, whether
-        it is a pivot, and, for a step without a function, "wait" or "sleep". Code, retries and timeouts are not part of
-        it.
+        It lists the steps in definition order. Each entry has the name, the sorted dependencies, whether there is an
+        undo, whether it is a pivot, and "wait" or "sleep" for a step without a function. Code, retries and timeouts are
+        not part of it.
         """
         if self._graph is None:
             steps = [

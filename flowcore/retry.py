@@ -84,8 +84,8 @@ class Backoff:
     ) -> Backoff:
         """Wait `delay`, then `factor` times as long with every retry, at most `max_delay` seconds.
 
-        With `jitter` the wait is drawn evenly from zero to that bound: "full jitter", which spreads a crowd of
-        clients best (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+        With `jitter`, the wait is drawn evenly from zero to that bound ("full jitter"). This spreads many clients best
+        (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
         """
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= sys.float_info.max:
             raise DefinitionError(f"Backoff.exponential(factor=) must be a number from 1 up, not {safe_repr(factor)}.")

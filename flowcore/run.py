@@ -27,7 +27,7 @@ __all__ = ["STARTING_REPORT", "Run", "Sent", "StepReport", "error_line", "in_wor
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
 ATTEMPTS_KEPT: Final = 50
-"""of how many of a step's first attempts, and of how many of its last ones, the errors and times are kept"""
+"""how many of a step's first attempts, and as many of its last ones, keep their errors and times"""
 _TRIES = 10  # failed attempts that it lists for each step
 
 

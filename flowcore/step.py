@@ -98,7 +98,8 @@ class StepOptions(TypedDict, total=False):
     verify: Callable[[Context], Any] | None
     """called first in that case; returns Landed(result), NotLanded, or None to let `on_crash` decide"""
     expected: type[BaseException] | Iterable[type[BaseException]]
-    """errors that are no fault of the service, such as a declined card: telemetry does not mark the step as an error"""
+    """errors that are not a fault of the service, such as a declined card: telemetry does not mark the step as an
+    error"""
     effect: bool
     """False if the step changes nothing outside of the run, so that `Workflow.check()` asks for no undo"""
 

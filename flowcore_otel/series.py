@@ -48,8 +48,8 @@ Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
 Writes = tuple[Write, Write, Write]
-"""the functions that record a successful step (the seconds it waited, its only attempt, and the seconds it took), or the
-end of a run (its count, the seconds it took, and when it ended)"""
+"""three functions. For a successful step, they record the seconds it waited, its only attempt, and the seconds it took;
+for the end of a run, its count, the seconds it took, and when it ended"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""

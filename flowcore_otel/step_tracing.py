@@ -251,7 +251,7 @@ class StepTracing:
         expected: bool = False,
     ) -> None:
         """End a span. A failed one gets the status ERROR and records the exception, unless a span inside it has done so
-        (`recorded`). An `expected` error only sets `error.type`, because it is no failure of the service."""
+        (`recorded`). An `expected` error only sets `error.type`, because it is not a failure of the service."""
         end, error = run.ns(event.at), event.error
         outcome = "failure" if isinstance(event, RunRefused) else event.outcome
         try:

@@ -1,7 +1,7 @@
 """The checkpoints of a durable run: each start, end and undo of a step is saved before anything that follows from it.
 
-The next owner of a run knows only what was recorded here. So a step's end is recorded together with the start of the
-step that its worker runs next, in one round trip, and only then may other steps that depend on it begin.
+The next owner of a run knows only what was recorded here. So a step's end is recorded in one round trip with the start
+of the step that its worker runs next. Only then may other steps that depend on it begin.
 
 Calls to an unreachable store are retried for `store_patience` seconds, then the run parks. Meanwhile nothing new starts
 once the lease has expired. If the store returns Lost, another owner has the run, and this one starts and undoes nothing
@@ -182,8 +182,8 @@ def _healed(
 
 def _stays_behind(run: RunState) -> StoreError:
     return StoreError(
-        f"the record of run {run.run_id} of {safe_repr(run.workflow.name)} stays behind what its owner has written, although "
-        f"all of it was written {_HEALS} times more. Check the store with doctor().",
+        f"the record of run {run.run_id} of {safe_repr(run.workflow.name)} still lacks what its owner has written, although "
+        f"the owner wrote all of it {_HEALS} more times. Check the store with doctor().",
         key=run.stored_key,
     )
 

@@ -274,7 +274,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
 
 def _began(run: RunState, record: RunRecord, age: float) -> float | None:
     """Return when a run that is resumed began under an earlier owner (monotonic), or None if it was only queued. `age`
-    may include the time for which it was queued; then its first step tells when that was over."""
+    may include the time in the queue; the start of the first step then shows when that ended."""
     if record.status is Status.QUEUED:
         return None
     now, epoch = run.settings.clock(), 0.0 if run.ledger is None else run.ledger.epoch

@@ -49,7 +49,7 @@ class HandedOut:
         return step in self._values or step in self._results or step in self._inputs
 
     def take_input(self, step: str) -> bool:
-        """Whether `step`, which has ended, got the input of the run. Forgets that."""
+        """Return whether `step`, which has ended, got the input of the run, and forget it."""
         if step not in self._inputs:
             return False
         self._inputs.discard(step)
@@ -87,10 +87,11 @@ def complaint(step: str, changed: str) -> str:
 
 
 def apart(value: Any) -> Any:
-    """Return a copy of a result that may be a value of the context too, so that a change of that changes no result."""
+    """Return a copy of a result, which may also be a value of the context: changing that value then changes no
+    result."""
     try:
         return value if type(value) in FIXED else own_copy(value)
-    except RecursionError:  # the store refuses what is so deep
+    except RecursionError:  # it is nested too deeply, and the store refuses it
         return value
 
 

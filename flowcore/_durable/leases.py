@@ -37,9 +37,10 @@ class Leases:
     lease. It survives any error of the store, because runs fence themselves by `lease_until`. Thread-safe.
 
     The thread is started with the first run. It ends when it has had nothing to do for a lease, so that an engine that
-    is no longer used leaves no thread behind. It calls `on_lost` with each run that is not ours any more, `on_cancel`
-    with each run that an operator wants cancelled or undone, and `on_sent` with each run to which new values were sent,
-    and all its values. If the store's `renew` is a coroutine function, it runs in an event loop of the thread.
+    is no longer used leaves no thread behind. It calls `on_lost` with each run that another owner has, and `on_cancel`
+    with each run that an operator wants cancelled or undone. `on_sent` is called with each run to which new values were
+    sent, and all values of that run. If the store's `renew` is a coroutine function, it runs in an event loop of the
+    thread.
     """
 
     def __init__(

@@ -50,10 +50,10 @@ class Ledger(Unsaved):
         """the reason that this operator gave"""
 
     def note_clocks(self, run: RunState, sent: float, store_now: float | None) -> None:
-        """Note the offset of the store's clock. `store_now`: its time, which the reply to a claim gave; `sent`: when that
-        claim was sent (monotonic)."""
+        """Note the offset of the store's clock. `store_now`: the store's time in the reply to a claim; `sent`: when
+        that claim was sent (monotonic)."""
         clock, wall = run.settings.clock(), run.settings.wall()
-        # The offset is known only up to the time that the reply took. An offset that may be 0 is 0.
+        # The offset is uncertain by the time that the reply took. If it may be 0, it is taken to be 0.
         least = 0.0 if store_now is None else store_now - wall
         self.ahead = 0.0 if store_now is None else min(max(0.0, least), least + clock - sent)
         self.epoch = wall + self.ahead - clock
@@ -146,8 +146,8 @@ class Ledger(Unsaved):
         return (yield from self._unblock(run, node, following, failure))
 
     def _own_result(self, run: RunState, node: Node, result: object) -> object:
-        """(lock) Keep apart from the context what `node`, which has ended, may have put there: its `result`, which is
-        returned, and the results that it got, if it wrote something."""
+        """(lock) Replace results that `node`, which has ended, may have written to the context, by copies. Returns the
+        copy of its own `result`; the others are results that it read."""
         if node.name in self.writes:
             for name in self.handed_out.results_of(node.name):
                 run.results[name] = apart(run.results[name])

@@ -318,7 +318,7 @@ class Recovery:
                 self._put_off_until.pop(run.request.recovering or "", None)
             elif isinstance(error, LeaseLost):  # another engine claimed it first
                 self._refused += 1
-        # What is no Exception stops this process or its loop, and is no fault of the run.
+        # Any other error stops this process or its loop, and is not caused by the run.
         if isinstance(error, Exception) and not isinstance(error, _NO_FAULT) and record is not None and not run.claimed:
             self._cannot_resume(record, error)
         if self.wake is not None and self.has_more_to_start:

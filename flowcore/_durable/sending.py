@@ -14,9 +14,9 @@ __all__ = ["accepted", "counts_as"]
 
 
 def accepted(store: Any, key: str, name: str, sent: Sent) -> Generator[Ask, Any, tuple[bool, Sent | None]]:
-    """Send a value to a run by way of its store. Returns whether it counts, and the value that counts: another one if
-    that was sent before with the same id. The latter is None if `sent` does not count, or if the store did not tell; the
-    owner of the run fetches it with its next renewal."""
+    """Send a value to a run by way of its store. Returns whether it counts, and the value that the wait gets, which may
+    be an earlier one with the same id. The second is None if `sent` does not count, or if the record could not be read;
+    the owner of the run then fetches it with its next renewal."""
     counts = yield partial(store.send, key, name, sent.value, id=sent.id, carrier=sent.carrier)
     if not counts:
         return False, None

@@ -160,7 +160,7 @@ def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
         # A closed wait whose owner died before its end was recorded has the status TIMEOUT and an `until`.
         if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
             began = now if report.started is None else report.started
-            # A clock that was set back makes no wait longer than it was to be when it began.
+            # If the clock was set back meanwhile, the wait still lasts no longer than planned.
             rest = math.inf if report.until is None else report.until - max(now, began)
             waits.begin(node, clock - max(0.0, now - began), clock + rest)
 
@@ -196,7 +196,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         elif answer is not None:
             not_landed.append(node)
     if run.relinquished and record.decision is None and not record.undoing:
-        # Its process must stop, which may have cut a verify= short: the next owner asks again, and decides.
+        # This process must stop, which may have interrupted `verify=`. The next owner calls it again, and decides.
         if ledger is not None:
             ledger.in_doubt = {node.name: record.steps[node.name] for node in in_doubt if node not in landed}
         return

@@ -75,7 +75,7 @@ async def _release(recorded: set[RunState], limit: float) -> None:
 
 
 async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> bool:
-    """Record a run as queued, if it is not. Returns whether it is recorded now: not if its key was in use."""
+    """Record a run as queued, unless it already is. Returns False if its key is in use."""
     try:
         if future.recording is not None:
             return await future.recording.granted()

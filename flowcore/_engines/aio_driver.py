@@ -248,7 +248,7 @@ class AsyncDriver(StoreCalls):
 
     def _aborted(self, program: Program[Any], error: BaseException) -> Program[Run] | None:
         """Return the program that ends the run after `error` has ended its main program, as the exit of a signal handler
-        does. Returns None if it has ended another one, or if the run cannot go on."""
+        does. Returns None if `error` has ended another program, or if the run cannot continue."""
         if is_exit_of_handler(error):
             self.raised_by_handler = error
         if program is not self._main:

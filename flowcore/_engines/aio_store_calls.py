@@ -57,7 +57,7 @@ class StoreCalls(ThreadCalls):
                 pending.set((None, error))
             except (SystemExit, KeyboardInterrupt) as error:
                 pending.set((None, store_interrupted(error)))
-                if not is_process_stopping():  # it has not ended the loop yet, from a task of the client's own
+                if not is_process_stopping():  # no task of the client has ended the loop with it yet
                     raise
 
         def ended(task: asyncio.Task[None]) -> None:

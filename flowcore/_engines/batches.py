@@ -85,7 +85,7 @@ def completed(
             try:
                 batch.fill()
             except QueueFull:
-                if works():  # what fills the queue may need this very thread
+                if works():  # the runs that fill the queue may need this thread
                     raise
                 time.sleep(_LOOK)
                 continue

@@ -131,7 +131,7 @@ class CallersThread(ABC):
                 answer: Any = None
                 with self._lock:
                     if self._resumptions:
-                        # No call takes it out, because a signal handler that raises could lose what a call returns.
+                        # Not popped: if a signal handler raised as the call returned, its result would be lost.
                         program, answer = self._resumptions[0]
                         del self._resumptions[0]
                     self._caller_idle = program is None
@@ -172,8 +172,8 @@ class CallersThread(ABC):
         self.cancel(error)
 
     def _exit_in_driver(self, error: BaseException, program: Program[Any] | None) -> None:
-        """Go on driving the run after a signal handler has raised `error` in the driver's own code, while this thread
-        advanced `program`. The error is raised in the program, because its answer may be lost."""
+        """Continue to drive the run after a signal handler has raised `error` in the driver's own code, while this
+        thread advanced `program`. The error is raised in the program, because its answer may be lost."""
         self._handler_raised(error)
         if self.result is not None or self.error is not None:
             self._end(self.result, self.error)

@@ -27,8 +27,8 @@ _VERBS: Final = ("claim", "finish")
 
 
 def checked_store(store: Any, *, runs_async: bool) -> Store:
-    """Return `store=` if it is valid, or a new MemoryStore if it is None. Raises DefinitionError if it is no store, and
-    FlowcoreError for an async store of a sync engine."""
+    """Return `store=` if it is valid, or a new MemoryStore if it is None. Raises DefinitionError if it is not a store,
+    and FlowcoreError for an async store of a sync engine."""
     if store is None:
         return MemoryStore()
     if isinstance(store, type):
@@ -52,7 +52,7 @@ def checked_workflows(workflows: Iterable[Workflow[Any]]) -> tuple[Workflow[Any]
     checked = tuple(workflows)
     for workflow in checked:
         if not isinstance(workflow, Workflow):
-            raise DefinitionError(f"workflows= must be a list of workflows, and {safe_repr(workflow)} is none.")
+            raise DefinitionError(f"workflows= contains {safe_repr(workflow)}, which is not a workflow.")
     return checked
 
 

@@ -60,7 +60,7 @@ def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
     """Whether a TaskGroup has just caught `thrown`, after it had itself cancelled its task because a child failed.
 
     Before Python 3.13, a group that is waiting for its children at that moment does not take its cancellation back with
-    Task.uncancel(), so that Task.cancelling() reports a cancellation that nothing outside of the step requested.
+    Task.uncancel(). Task.cancelling() then reports a cancellation that nothing outside of the step requested.
     """
     if sys.version_info >= (3, 13) or thrown.__traceback__ is None:
         return False

@@ -86,8 +86,8 @@ def store_interrupted(error: BaseException) -> StoreUnavailable:
 
 
 def undo_interrupted(error: BaseException) -> UndoInterrupted:
-    """The error of an attempt of an undo that `error`, the exit of a signal handler, has cut short. It is no exit itself,
-    so that the undo is attempted again if its `retry=` allows that."""
+    """The error of an attempt of an undo that `error`, the exit of a signal handler, has cut short. It is not an exit
+    itself, so that the undo is attempted again if its `retry=` allows that."""
     interrupted = UndoInterrupted(f"the undo was interrupted by {type(error).__name__}.")
     interrupted.__cause__ = error
     return interrupted
@@ -113,8 +113,8 @@ def restore(mine: SigintGuard | None) -> None:
 
 @contextmanager
 def hold_sigint() -> Generator[None, None, None]:
-    """Defer a Ctrl-C in the main thread until the block is over, which calls hooks. It is raised then, also in place of the
-    block's error, and so is the exit of another signal handler that has interrupted a hook."""
+    """Defer a Ctrl-C in the main thread until the end of the block, which calls hooks. Then it is raised, even in place
+    of the block's error. So is the exit of another signal handler that has interrupted a hook."""
     mine = guard()
     try:
         yield

@@ -30,8 +30,8 @@ RELEASED: Final = 0.001
 class LiveRuns(dict[RunState, D | None], ABC):
     """The runs in flight of an engine, each with its driver, or with None if it runs inline.
 
-    This object refers neither to the engine nor to its settings, so that the callbacks of leases, of the store and of
-    the interpreter's exit can refer to it without keeping the engine alive.
+    This object refers neither to the engine nor to its settings, so that callbacks (of leases, the store, and the
+    interpreter's exit) can refer to it without keeping the engine alive.
     """
 
     @abstractmethod

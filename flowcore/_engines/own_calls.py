@@ -15,7 +15,8 @@ __all__ = ["is_called_in"]
 def is_called_in(runs: Container[RunState]) -> bool:
     """Whether this thread is calling a step, an undo, a predicate or a hook of one of these runs.
 
-    The frames of the thread tell. Only calls that would otherwise wait look at them, so that runs pay nothing for it.
+    The thread's stack frames show this. Only calls that would otherwise wait look at them, so that runs pay nothing for
+    it.
     """
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:

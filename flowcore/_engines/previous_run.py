@@ -41,8 +41,8 @@ def first_decided(
 
 
 def latest_run(store: Store, key: str, head: RunRecord) -> Generator[Ask, Any, str | None]:
-    """The key of the latest run at the time when an engine decided on the fire with this key: the fire's own run, or the
-    run that the engine which skipped the fire knew of. None if it knew of none."""
+    """The key of the run that was the latest once an engine had decided on the fire with this key. If the fire was
+    begun, this is its own run; if it was skipped, the run that its record names, or None."""
     if head.workflow != LOG:
         return key
     record = yield partial(store.find, key)

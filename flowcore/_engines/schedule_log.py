@@ -28,17 +28,17 @@ _CHANGES: Final = 1000
 _ROUNDS: Final = 5
 """how often an engine tries to make its own definition of a schedule the last entry"""
 _LOOKED_BACK: Final = 1000
-"""the most fires of the definition before that are looked up to find its latest run"""
+"""the most fires of the replaced definition that are looked up to find its latest run"""
 _NOTHING_BEFORE: Final = {"before": None, "in_progress": None}
-"""what an entry says if the schedule has had no other times: neither those nor a run of theirs"""
+"""the fields of an entry about an earlier definition, and its latest run, if the schedule has always had the same
+times"""
 
 
 class Log:
     """The log of one schedule. `period`: seconds after which entries are renewed.
 
-    `other`: a definition with other times, which engines had before this one, or now have beside it during a deploy;
-    None if no engine has had one lately. `in_progress`: the key of the latest run of it that is known; None if there is
-    none.
+    `other`: the definition with other times that engines had before this one, or still have during a deploy; None if no
+    engine has had one lately. `in_progress`: the key of the latest known run of `other`, or None.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Log:
         return now
 
     def _before(self, values: Mapping[Any, Any], now: float) -> Generator[Ask, Any, dict[str, Any]]:
-        """What an entry says of the definition before, whose entry has these values, and of its latest run."""
+        """The fields of a new entry about the definition that it replaces, and that definition's latest run. `values`:
+        the entry of the replaced definition."""
         before, key = _definition(values), values["in_progress"]
         if before is None:
             return {"before": None, "in_progress": key}

@@ -316,8 +316,8 @@ class Scheduled:
     # -- fires that are not begun --------------------------------------------------------------------------------------
 
     def _settle_superseded(self, fire: Fire, now: datetime) -> Generator[Ask, Any, None]:
-        """Leave out the fires that this one replaces, before it is begun: another engine may be about to begin one. Those
-        that wait for the previous run are put into the queue before it instead."""
+        """Leave out the fires that this one replaces. This happens before it begins, because another engine may be
+        about to begin one of them. Those that wait for the previous run are put into the queue before it instead."""
         if not fire.superseded or (yield from self._is_decided(fire.at)):
             return
         waiting = yield from self._waiting(fire.superseded, now)
@@ -328,8 +328,8 @@ class Scheduled:
             fire.superseded = []
 
     def _waiting(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, list[datetime]]:
-        """Those of these fires that no engine has decided on, and that came while the previous run was in progress, if
-        `overlap` is "queue": an engine that was running then has them in its queue."""
+        """The undecided ones of these fires that became due while the previous run was in progress, if `overlap` is
+        "queue". An engine that was running at that time still has them in its queue."""
         if self.schedule.overlap != "queue":
             return []
         decided: dict[datetime, bool] = {}
@@ -339,9 +339,9 @@ class Scheduled:
         return [at for at in fires if ended is not None and not decided[at] and at.timestamp() <= ended]
 
     def _leave_out(self, fires: list[datetime]) -> Generator[Ask, Any, None]:
-        """Record for all engines that these fires, which are in order, are not begun. Notes those on which no engine has
-        decided before, to report them. Of many fires, the first ones and the last one get a record: an engine that is
-        about to begin a fire has seen a record of each fire before it."""
+        """Record for all engines that these fires, which are in order, are not begun, and note those that are to be
+        reported, because no engine has decided on them. If there are many, only the first ones and the last one get a
+        record: before an engine begins a fire, it has looked up the fires before it."""
         for at in [*fires[: _RECORDED - 1], *fires[_RECORDED - 1 :][-1:]]:
             if (yield from self._is_decided(at)) or not (yield from self._record_skip(at, "down")):
                 continue

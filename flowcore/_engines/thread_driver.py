@@ -374,7 +374,7 @@ class Driver(CallersThread):
             return None, error
         except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
             self._handler_raised(error)
-            if not store.blocks:  # a store in memory is called again at once; the run retries calls of the others
+            if not store.blocks:  # the run retries calls of the other stores
                 return self.ask_here(verb, argument)
             return None, store_interrupted(error)
 

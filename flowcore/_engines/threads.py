@@ -279,7 +279,7 @@ class Engine(LocalEngine):
 
         Returns True if this value counts, and False if another one was sent before. `name`: the wait, as its Step or
         its name. `id`: a name for this value; sending a value with the same id again returns True again. Raises
-        DefinitionError for a name or an id that is no string; RunNotFound for an unknown key; SendRefused for a run
+        DefinitionError for a name or an id that is not a string; RunNotFound for an unknown key; SendRefused for a run
         that is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
         """
         context = self._callers_context()

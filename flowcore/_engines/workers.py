@@ -177,8 +177,9 @@ class Workers:
             self._start_for_backlog()
 
     def _warn_of_failed_start(self, error: NoThread) -> None:
-        """(lock) Log that jobs wait for fewer threads than the limit, once until a thread can be started again. Logs
-        nothing while the interpreter exits, because from Python 3.12 on it then starts no more threads."""
+        """(lock) Log that jobs wait although the pool has fewer threads than its limit. This is logged once, until a
+        thread can be started again. Logs nothing while the interpreter exits, because from Python 3.12 on it then
+        starts no more threads."""
         if not self._short_of_threads and threading.main_thread().is_alive():
             self._short_of_threads = True
             _log.warning("%d of max_workers=%d threads run: %s", len(self._threads), self.limit, error)

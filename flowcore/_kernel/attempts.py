@@ -377,7 +377,7 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
     with the error of its latest attempt, or is pending if another owner resumes the run. Else returns None."""
     before = run.tried[node.name]
     began = before.attempt_times[-1][1] if before.attempt_times else before.started
-    # A clock that was set back makes no backoff longer than it was to be when it began.
+    # If the clock was set back meanwhile, the backoff still lasts no longer than planned.
     rest = 0.0 if before.retry_at is None else before.retry_at - max(now_of(run), began or 0.0)
     if rest > 0 and run.context.get(waits, True) and not run.stopped:
         aside = set_aside(run, node, _of_earlier(run, node), rest) if rest > run.settings.park_after else None

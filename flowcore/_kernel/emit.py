@@ -84,7 +84,7 @@ __all__ = [
 
 
 _OVERTAKEN: Final = (LeaseLostError, RunNotFound)
-"""errors of a recovery to which another owner, or an operator, was faster"""
+"""errors with which a recovery ends if another owner, or an operator, was faster"""
 
 
 def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:

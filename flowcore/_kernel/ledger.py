@@ -151,7 +151,7 @@ class Takeover(Protocol):
         ...
 
     def holds(self, run: RunState) -> bool:
-        """Hold the run if only an operator may resume it, and return whether it does. Calls nothing of the user: that
+        """Hold the run if only an operator may resume it, and return whether it does. Calls no user code, because that
         may be what crashed the earlier owners."""
         ...
 

@@ -187,7 +187,7 @@ class Hooks:
             try:
                 context.run(scope.__exit__, kind, error, trace)
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
-                # A @contextmanager scope raises the step's own error again, which is no failure of the scope.
+                # A @contextmanager scope raises the step's own error again, which is not a failure of the scope.
                 if failure is not error:
                     self.report_failure(hook, failure, started, context)
 

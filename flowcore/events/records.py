@@ -119,7 +119,7 @@ class RunStarted(Event):
     """after a takeover, what is known of the previous owner: `host`, `pid`, `since` (seconds since the epoch), and the
     `step` that was in flight"""
     after_wait: bool = False
-    """whether the run is resumed after it had waited in its store, which is no takeover"""
+    """whether the run is resumed after it had waited in its store, which is not a takeover"""
 
 
 @dataclass(slots=True, eq=False)

@@ -384,7 +384,8 @@ def milliseconds(seconds: float) -> str:
 
 
 def _dependencies(graph: str) -> dict[str, tuple[str, ...]]:
-    """Return the steps of a recorded graph, each with those that it depends on; none if the text is no graph."""
+    """Return the steps of a recorded graph, each with the steps that it depends on. Empty if the text is not a
+    graph."""
     try:
         steps: list[Any] = json.loads(graph or "[]")
         found = {str(name): tuple(map(str, before)) for name, before, *_ in steps}

@@ -15,8 +15,8 @@ engines, in the order in which a run uses them, are atomic:
 | list_resumable(workflows) | during recovery | heads of the runs that recovery may resume now |
 
 Any of these calls may arrive twice, or late: a client that lost the reply repeats its call, and a network may deliver
-the first copy after the second. Therefore a claim that its owner repeats is granted again, the owner's other verbs
-carry its fence, and each field that they write carries a number (`seq`) that only rises within the run: the highest
+the first copy after the second. Therefore a claim that its owner repeats is granted again, and the owner's other verbs
+carry its fence. Each field that they write carries a number (`seq`), which only rises within the run; the highest
 number wins.
 
 A run is live while its status is QUEUED or RUNNING and its lease has not run out.

@@ -117,7 +117,7 @@ def takeover_delay(takeovers: int, lease: float) -> float:
 
 def makes_progress(checkpoint: Checkpoint | None) -> bool:
     """Whether a checkpoint records the end of a step or of an undo. If so, takeovers and retries are counted from 0
-    again. The start of a wait, and that a wait is closed, are no progress."""
+    again. Neither the start nor the closing of a wait is progress."""
     if checkpoint is None:
         return False
     for step in checkpoint.steps.values():

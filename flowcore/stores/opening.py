@@ -91,9 +91,7 @@ def _codec_of(name: str) -> Any:
     its default codec then."""
     codec = load(name)
     if codec is None:
-        raise DefinitionError(
-            f"{safe_repr(name)} is None, and not a codec. Name the codec, or a function that returns it."
-        )
+        raise DefinitionError(f"{safe_repr(name)} is None, not a codec. Name the codec, or a function that returns it.")
     return codec
 
 

@@ -26,7 +26,7 @@ class Beats:
     """The heartbeats of one attempt of an activity, and what those before it have left.
 
     Temporal counts each attempt of an activity, for whatever reason there was another one. An attempt that was given
-    back is no crash of its worker, and if it had not begun its step, the step is not in doubt.
+    back does not count as a crash of its worker, and if it had not begun its step, the step is not in doubt.
     """
 
     def __init__(self, info: activity.Info, tried: Tried | None) -> None:

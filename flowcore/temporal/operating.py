@@ -84,7 +84,7 @@ class Operators(TemporalServer):
     ) -> Page:
         """Heads of runs, newest first. `status`: a status of runs, or "held"; `after`: the cursor of the page before;
         `text`: a part of the key or run id. Temporal's listing may lag behind by a second. Raises DefinitionError for
-        an unknown status, and for an `after` that is no cursor."""
+        an unknown status, and for an `after` that is not a cursor."""
         check_listing(status, workflow, limit, text)
         wanted = [f"TaskQueue = {_quoted(self._task_queue)}"]
         if workflow is not None:

@@ -127,8 +127,8 @@ class TemporalServer:
         return outcome
 
     async def _closed(self, handle: Handle, found: WorkflowExecutionDescription, types: Mapping[str, Any]) -> RunRecord:
-        """Return the record of a run that is over. One that an operator has released has failed without an error. Of one
-        that was ended from outside of flowcore, only that is known."""
+        """Return the record of a run that is over. One that an operator has released has failed without an error. For a
+        run that was ended outside of flowcore, nothing more is known."""
         try:
             outcome = await self._ended(handle)
         except (LeaseLost, RunFailed) as error:

@@ -22,9 +22,9 @@ its errors"""
 ERRORS: Final = 131_072
 """bytes of errors in that record that may have their tracebacks and causes"""
 LARGEST: Final = 2_050_000
-"""bytes of that record, from which on its errors are cut as short as possible"""
+"""the size of that record, in bytes, above which its errors are cut as short as possible"""
 _BEGINNING: Final = 100
-"""characters of a message that are left then"""
+"""how many characters of each message are left then"""
 _SHORT: Final = 2_000
 """bytes of the arguments and attributes of an error that are sent even if there is little room"""
 _STEP: Final = 250

@@ -2,9 +2,9 @@
 
 Their names are level:metric:operations. They have no label `instance`: they describe a workflow on all its machines.
 
-Some of them are their own memory: they take up the value that they had before, so that the last success of a weekly job is
-known for three more weeks, even though its process is gone and Prometheus keeps its samples for a fortnight. Such a rule gives
-the same whether it is evaluated every ten seconds or every two minutes, and a pause of Prometheus does it no harm.
+Some of them remember: without new data they keep the value that they had before. So the last success of a weekly job is
+known for three more weeks, even though its process is gone and Prometheus keeps samples for a fortnight only. The
+result of such a rule depends neither on how often it is evaluated nor on pauses of Prometheus.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"
 COUNTED: Final = "job_workflow_status:flowcore_store_runs:last"
 """held and expired runs when the store was last counted, even if the processes that counted it are gone"""
 RECOVERING: Final = "job:flowcore_recovery_rounds:changes1h"
-"""the jobs that have recovered runs every five minutes or more often, even if they have stopped; a single look at the store
-when an engine starts is no such thing"""
+"""the jobs that have recovered runs every five minutes or more often, even if they have stopped; a single round when an
+engine starts does not count"""
 OURS: Final = "job:flowcore_scraped:info"
 """the jobs whose processes have flowcore, even if all of them are down"""
 
@@ -111,7 +111,8 @@ def _ends(q: Source) -> list[Rule]:
         return {"record": record, "expr": f"max {by} ({ended})\n> time() - {_FORGOTTEN}"}
 
     def first(record: str, after: str) -> Rule:
-        """The first of the failures that came after `after`: one that none has preceded, or else the one recorded."""
+        """Return the rule for when the first failure after the time `after` was. Once it is recorded, later failures do
+        not change it."""
         new = f"({FAILING} > {after})\nunless max_over_time({FAILING}[{_AGO}] offset 1m) > {after}"
         return {"record": record, "expr": f"{new}\nor\nmax_over_time({record}[{_AGO}]) > {after}"}
 
@@ -130,7 +131,7 @@ def _ends(q: Source) -> list[Rule]:
 
 
 def _known(q: Source) -> list[Rule]:
-    """What was there, for the alerts that it is gone."""
+    """Return the rules that remember what there was, for the alerts that report its absence."""
     waiting = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status='held|expired')})"
     rounds = q.select(names.LAST_RECOVERY)
     regular = f"max by (job) (changes({rounds}[1h])) >= 12"

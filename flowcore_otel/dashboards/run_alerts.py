@@ -170,7 +170,7 @@ def _limits(q: Source, age: str) -> list[Alert]:
 
     since = f"time() - {LAST_SUCCESS}"
     usual = f"clamp_min(3 * {PAUSE}, 3600)"
-    # What has been known for less than two days has no usual pause yet.
+    # A workflow that has been known for less than two days has no usual pause yet.
     known = f"last_over_time({LAST_SUCCESS}[1d] offset 2d)"
     return [
         Alert(

@@ -561,7 +561,7 @@ WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"timeout": timedelta}, "timeout of step 'a' must be seconds"),
     ({"retry": 0}, "retry of step 'a' counts the first attempt too: 1 or more, not 0"),
     ({"retry": "3"}, "retry of step 'a' must be a number of attempts or a Retry, not '3'"),
-    ({"retires": 3, "tmieout": 1}, "'retires', 'tmieout' of step 'a' is no option of a step"),
+    ({"retires": 3, "tmieout": 1}, "step 'a' has no option 'retires', 'tmieout'"),
     ({"pivot": "no"}, "pivot of step 'a' must be True or False, not 'no'"),
     ({"effect": None}, "effect of step 'a' must be True or False, not None"),
     ({"when": 7}, "when of step 'a' must be a function of ctx, not .*7"),
@@ -619,7 +619,7 @@ WRONG_ENGINES: list[tuple[dict[str, Any], str]] = [
     ({"lease": None}, "lease= must be seconds"),
     ({"recover_every": -1}, "recover_every= must be seconds"),
     ({"workflows": Workflow("w")}, "workflows= must be a list of workflows, not .*'w'"),
-    ({"workflows": ["w"]}, "workflows= must be a list of workflows, and 'w' is none"),
+    ({"workflows": ["w"]}, "workflows= contains 'w', which is not a workflow"),
     ({"workflows": "w"}, "workflows= must be a list of workflows, not 'w'"),
     ({"workflows": None}, "workflows= must be a list of workflows, not None"),
 ]

@@ -173,7 +173,7 @@ def test_an_owner_writes_a_record_that_stays_behind_so_often_and_no_more(
         run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k")
     error: BaseException | None = raised.value
     assert error is not None
-    assert "stays behind what its owner has written" in f"{error} {error.__cause__} {getattr(error, '__notes__', '')}"
+    assert "still lacks what its owner has written" in f"{error} {error.__cause__} {getattr(error, '__notes__', '')}"
     assert store.asked.count(verb) < 60
     assert store.find("k").status in {"running", "parked"}
 

@@ -1,8 +1,8 @@
 """Connections that a Redis store keeps for a moment, instead of getting one from its client's pool for each command.
 
 Getting a connection from redis-py's pool and giving it back takes a third of the time of a command. But the pool also
-checks that the connection still works. So a connection is kept only while commands follow each other closely, for a
-second at most, and not after any error, because an interrupt may have left a reply unread.
+checks that the connection still works. So a connection is kept only while commands follow each other closely, and for a
+second at most. It is not kept after any error, because an interrupt may have left a reply unread.
 """
 
 from __future__ import annotations

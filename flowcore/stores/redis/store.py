@@ -281,7 +281,7 @@ class AsyncRedisStore:
 
 
 def _check(client: Any, store: str, *, asynchronous: bool) -> None:
-    """Raise DefinitionError if this is no redis-py client, or is one of the other kind (sync or async)."""
+    """Raise DefinitionError unless this is a redis-py client of the right kind (sync or async)."""
     try:
         import redis as _  # noqa: F401
     except ImportError:

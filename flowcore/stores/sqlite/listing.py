@@ -1,5 +1,5 @@
-"""Listings of an SQLiteStore. Each reads an index, or several parts of one side by side, in the order of its page, and
-stops where the page ends.
+"""Listings of an SQLiteStore. Each reads one index, or merges several parts of it, in the order of the page, and stops
+at the end of the page.
 """
 
 from __future__ import annotations

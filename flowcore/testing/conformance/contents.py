@@ -51,7 +51,7 @@ VALUES: Final[dict[str, Any]] = {
         *(dt.date(2026, 1, 2), dt.time(3, 4, 5, 6, tzinfo=dt.UTC), dt.timedelta(days=-1, microseconds=1)),
     ],
     "exact numbers": [Decimal("1.10"), Decimal("-0E+3"), Decimal("Infinity"), -0.0, math.inf, 10**700, UUID(int=7)],
-    "keys that are no texts": {1: "a", "1": "b", (2, 3): "c", None: "d", Decimal("1.5"): "e"},
+    "keys that are not texts": {1: "a", "1": "b", (2, 3): "c", None: "d", Decimal("1.5"): "e"},
     "its own tags": [{"$": "tuple", "v": [1]}, {"$": 1}, {"a": {"$": "dict"}}],
 }
 

@@ -118,7 +118,7 @@ RULES: Final[dict[str, str]] = {
     ),
     "takeovers": (
         "`takeovers` counts how often the running run was taken over since a step or an undo of it last ended. A "
-        "checkpoint or an ending that records such an end sets it to 0; the start of a wait is no end."
+        "checkpoint or an ending that records such an end sets it to 0; the start of a wait is not an end."
     ),
     "previous-owner": (
         "The record names the owner before the present one, from the claim of the present owner until another one "

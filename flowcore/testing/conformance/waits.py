@@ -104,7 +104,7 @@ class WaitRules(Suite):
             self._send(1)
         owner = self._with_waits()
         for name in ("a", "nap", "missing", ""):
-            with self.unchanged(), self.refuses("send-refused", f"send to {name!r}, which is no wait", SendRefused):
+            with self.unchanged(), self.refuses("send-refused", f"send to {name!r}, which is not a wait", SendRefused):
                 self._send(1, name)
         owner.saves({"a": done("A"), "wait": StepRecord(0, StepReport(Status.TIMEOUT, error=ValueError("late")))})
         with self.unchanged(), self.refuses("send-refused", "send to a wait that has ended", SendRefused):

@@ -81,7 +81,7 @@ class WriteRules(Suite):
         late, new = owner.says({"a": in_flight()}), owner.says({"a": done("new")})
         assert self.store.checkpoint(new) is None, broken("lost", new)
         with self.unchanged("highest-seq-wins", but_lease=True):
-            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is not an error")
 
     def test_of_each_key_the_highest_number_stays(self) -> None:
         owner = self.begin()
@@ -91,14 +91,14 @@ class WriteRules(Suite):
         )
         assert self.store.checkpoint(new) is None, broken("lost", new)
         with self.unchanged("highest-seq-wins", but_lease=True):
-            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is not an error")
         assert dict(self.record().values) == {"y": "new"}, broken("highest-seq-wins", self.record().values)
 
     def test_a_late_copy_lowers_no_number(self) -> None:
         owner = self.begin()
         late, new = owner.says({"a": done("late")}), owner.says({"b": done("new")})
         assert self.store.checkpoint(new) is None, broken("lost", new)
-        assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+        assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is not an error")
         after = replace(owner.says({"c": done("after")}), base=new.steps["b"].seq)
         answer = self.store.checkpoint(after)
         assert answer is None, broken("seq", f"{answer}, though the record has had all numbers up to {after.base}")
@@ -125,7 +125,7 @@ class WriteRules(Suite):
             writes={key: replace(write, value="second") for key, write in sent.writes.items()},
         )
         with self.unchanged("highest-seq-wins", but_lease=True):
-            assert self.store.checkpoint(again) is None, broken("highest-seq-wins", "a late copy is no error")
+            assert self.store.checkpoint(again) is None, broken("highest-seq-wins", "a late copy is not an error")
 
     def test_the_numbers_go_on_over_a_takeover(self) -> None:
         old = self.begin()
