@@ -47,7 +47,7 @@ CANCEL_GRACE: Final = 0.05  # seconds for a cancelled coroutine to unwind before
 class AsyncDriver(StoreCalls):
     """Drives the programs of one run on one event loop.
 
-    The caller's task advances the main program, and each helper program has a task of its own. When a program waits,
+    The caller's task advances the main program, and each worker program has a task of its own. When a program waits,
     its task waits with it. Async user code runs inline in the task that advances its program, sync user code on a
     thread.
     """
@@ -76,7 +76,7 @@ class AsyncDriver(StoreCalls):
         self._main_reply: PendingReply | None = None
         self._sleeping: dict[Sleep, PendingReply] = {}
         self._awaited_late: dict[Call, PendingReply] = {}
-        self._alarms: list[asyncio.TimerHandle] = []  # each starts a helper when a wait's time is over
+        self._alarms: list[asyncio.TimerHandle] = []  # each starts a worker when a wait's time is over
         self._cancelled_calls: dict[Call, bool] = {}  # calls that were cancelled; True: for a timeout
 
     async def run_here(self) -> None:

@@ -57,7 +57,7 @@ class Driver(CallersThread):
     is_withdrawn = False
     """whether the run was cancelled before it began"""
     _alarms: tuple[Timer, ...] = ()
-    """timers, each of which starts a helper when a wait's time is over"""
+    """timers, each of which starts a worker when a wait's time is over"""
     _stuck = 0
     """how many abandoned calls are not over"""
 
@@ -410,7 +410,7 @@ class Driver(CallersThread):
         if to_caller and self._wakeup is not None:
             self._wakeup.put(None)
         else:
-            # A helper may wait for a thread, and jobs that continue a run precede jobs that begin one. A run that is
+            # A worker may wait for a thread, and jobs that continue a run precede jobs that begin one. A run that is
             # stopping, or has threads stuck in abandoned calls, must not wait for a thread that may never become free.
             beyond = not optional and (self._stuck > 0 or self.run.stopped)
             if not self._put(first=not optional, beyond=beyond) and not optional:

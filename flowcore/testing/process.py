@@ -369,7 +369,7 @@ class Process(SimulatedCode):
         return first
 
     def look(self) -> None:
-        """Have a helper check for the values and moments that the run waits for."""
+        """Have a worker check for the values and moments that the run waits for."""
         self._after(0.0, self._run_helper)
 
     def _run_helper(self) -> None:

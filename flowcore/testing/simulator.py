@@ -1,7 +1,7 @@
 """The third driver: it has virtual time and no threads, and a seed decides every choice of the scheduler.
 
 It drives the same programs as `Engine` and `AsyncEngine`. A step's function runs in an instant of virtual time. The
-seed draws how long the step takes, in which order simultaneous events happen, and when helpers start. A thousand
+seed draws how long the step takes, in which order simultaneous events happen, and when workers start. A thousand
 schedules of a workflow take a second, and the seed of a failed one replays it. Processes die, and others resume their
 runs, in the same virtual time.
 """

@@ -270,7 +270,7 @@ def test_a_deploy_counts_no_run_as_bad_or_refused_or_taken_over(
         waiting = asyncio.create_task(old.engine.run(approval, idempotency_key="A-1"))
         running = asyncio.create_task(old.engine.run(trip, idempotency_key="T-1"))
         await asyncio.to_thread(begun.wait, 10)
-        while store.find("A-1").status != "waiting":
+        while store.find("A-1").status != "waiting":  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0.001)
         await old.engine.aclose(timeout=0)
         return list(await asyncio.gather(waiting, running, return_exceptions=True))

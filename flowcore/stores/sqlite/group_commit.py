@@ -26,14 +26,14 @@ _LOOK: Final = 0.1
 
 
 class GroupCommit(Generic[C]):
-    """Combines the writes of several threads. `lock` guards what they write to. Thread-safe. What is marked (door)
-    needs the lock `_door`."""
+    """Combines the writes of several threads. `lock` guards what they write to. Thread-safe. What is marked (queue
+    lock) needs `_queue_lock`."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._door = threading.Lock()
-        self._led = False  # (door) a thread is writing, or has been woken to write
-        self._waiting: deque[_Write[C]] = deque()  # (door)
+        self._queue_lock = threading.Lock()
+        self._led = False  # (queue lock) a thread is writing, or has been woken to write
+        self._waiting: deque[_Write[C]] = deque()  # (queue lock)
 
     def write(self, work: Callable[[C], T], transaction: Transaction[C]) -> T:
         """Run `work` in a `transaction`, on any thread but in this one's contextvars context, and return its result.
@@ -41,7 +41,7 @@ class GroupCommit(Generic[C]):
         Raises what `work` raises. `work` may run twice: if the transaction that it shared with others fails, it runs
         again in its own.
         """
-        with self._door:
+        with self._queue_lock:
             mine = self._queued(work) if self._led else None
             self._led = True
         if mine is not None:
@@ -54,7 +54,7 @@ class GroupCommit(Generic[C]):
         return answer
 
     def _queued(self, work: Callable[[C], T]) -> _Write[C]:
-        """(door) Add `work` to the queue, and return its entry."""
+        """(queue lock) Add `work` to the queue, and return its entry."""
         mine: _Write[C] = _Write(work)
         self._waiting.append(mine)
         return mine
@@ -88,14 +88,14 @@ class GroupCommit(Generic[C]):
 
     def _others(self, mine: _Write[C]) -> list[_Write[C]]:
         """Empty the queue, and return its other entries that are still to be written."""
-        with self._door:
+        with self._queue_lock:
             others = [one for one in self._waiting if not (one is mine or one.done)]
             self._waiting.clear()
         return others
 
     def _pass_on(self) -> None:
         """Wake the thread whose turn it is to write, if any waits."""
-        with self._door:
+        with self._queue_lock:
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()
             if self._waiting:
@@ -105,7 +105,7 @@ class GroupCommit(Generic[C]):
 
     def forget(self) -> None:
         """Empty the queue in a child process, because the waiting threads are its parent's."""
-        self._door = threading.Lock()
+        self._queue_lock = threading.Lock()
         self._led = False
         self._waiting.clear()
 
