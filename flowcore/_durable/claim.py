@@ -117,23 +117,7 @@ def claim(
     except Exception as error:
         emit.refused(run, error)
         raise
-    wanted = Claim(
-        run.stored_key,
-        run.run_id,
-        run.workflow.name,
-        run.fingerprint,
-        run.plan.graph,
-        run.carrier,
-        attached=request.recovering,
-        waits=request.wait is not None,
-    )
-    wanted.once, wanted.deadline, wanted.own_deadline = request.once, request.deadline, request.own_deadline
-    if run.ledger is not None:
-        wanted.owner = None if owner is None else owner()
-        wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
-        first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
-        if first is not None and first.when is None and first.wait is None:
-            wanted.begins = (first.name,)
+    wanted = _claim_of(run, owner)
     until = None if request.wait is None else run.settings.clock() + request.wait
     polls = 0
     if run.error is not None and request.wait is not None and request.recovering is not None:
@@ -151,57 +135,26 @@ def claim(
             refuse_if_cancelled(run)
             if run.queued and isinstance(failure, StoreUnavailable):
                 failure = _unbegun(run, failure)
-            emit.refused(run, failure)
-            raise failure
+            raise _refused(run, failure)
         match answer:
-            case Claimed(record=None) if request.recovering is not None:  # its record was deleted meanwhile
-                yield from checkpoints.ask(run, "withdraw", wanted)
-                gone = RunNotFound(f"Run {request.recovering} is no longer in the store.")
-                emit.refused(run, gone)
-                raise gone
-            case Claimed(record=None, generation=later) if later and run.settings.clock() >= sent + run.settings.lease:
-                # A copy of this claim, whose reply was lost, may have been granted long ago, and other processes may
-                # have taken over and ended its run. Two runs must not have one id.
-                yield from checkpoints.ask(run, "withdraw", wanted)
-                late = StoreUnavailable(
-                    f"The store replied to the claim for key {hashed_key(wanted.key)} too late (more than one lease), "
-                    "and other runs have used the key since. The claim was withdrawn; retry the call.",
-                    key=wanted.key,
-                )
-                emit.refused(run, late)
-                raise late
             case Claimed():
-                return _own(run, wanted, answer, sent)
+                return (yield from _granted(run, wanted, answer, sent))
             case OtherGraph():
                 why = run.plan.contains(answer.graph)
-                if why is None and wanted.resumes != answer.graph:
-                    wanted.resumes = answer.graph
-                    continue
-                changed = DefinitionChanged(
-                    f"Run {answer.run_id} of {safe_repr(run.workflow.name)} was started with a different step graph "
-                    f"({why or 'it changed meanwhile'}). Resume it with that version of the workflow, or discard it "
-                    "with store.release(error.key).",
-                    key=wanted.key,
-                )
-                emit.refused(run, changed)
-                raise changed
+                if why is not None or wanted.resumes == answer.graph:
+                    raise _refused(run, _definition_changed(run, wanted.key, answer, why or "it changed meanwhile"))
+                wanted.resumes = answer.graph
             case _ if request.recovering is not None and request.wait is None:  # no caller waits for the outcome
-                over = LeaseLost(
-                    f"Run {request.recovering} has already finished or was taken over by another process.",
-                    run_id=request.recovering,
-                )
-                emit.refused(run, over)
-                raise over
+                over = f"Run {request.recovering} has already finished or was taken over by another process."
+                raise _refused(run, LeaseLost(over, run_id=request.recovering))
             case Finished(record=record) if record.status in RESUMABLE:  # it has been held meanwhile
                 raise refusal(run, local, wanted.key, Held(record.run_id, record.carrier, answer.age))
             case Finished(record=record) if is_given_up(run, record, once=wanted.once):
                 if wanted.attached is None or request.recovering is not None:
-                    lost = LeaseLost(
-                        f"Run {record.run_id} was released or erased before it ended. Call again to begin another run.",
-                        run_id=record.run_id,
+                    lost = (
+                        f"Run {record.run_id} was released or erased before it ended. Call again to begin another run."
                     )
-                    emit.refused(run, lost)
-                    raise lost
+                    raise _refused(run, LeaseLost(lost, run_id=record.run_id))
                 wanted.attached = known = None  # the run that this caller waited for frees its key: begin another one
             case Finished():
                 record = answer.record
@@ -214,6 +167,42 @@ def claim(
                 run.attached = False
             case _:
                 raise refusal(run, local, wanted.key, answer)
+
+
+def _claim_of(run: RunState, owner: Callable[[], Owner] | None) -> Claim:
+    request = run.request
+    wanted = Claim(
+        run.stored_key,
+        run.run_id,
+        run.workflow.name,
+        run.fingerprint,
+        run.plan.graph,
+        run.carrier,
+        attached=request.recovering,
+        waits=request.wait is not None,
+    )
+    wanted.once, wanted.deadline, wanted.own_deadline = request.once, request.deadline, request.own_deadline
+    if run.ledger is not None:
+        wanted.owner = None if owner is None else owner()
+        wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
+        first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
+        if first is not None and first.when is None and first.wait is None:
+            wanted.begins = (first.name,)
+    return wanted
+
+
+def _refused(run: RunState, error: BaseException) -> BaseException:
+    """Emit that the claim is refused. Returns the error to raise."""
+    emit.refused(run, error)
+    return error
+
+
+def _definition_changed(run: RunState, key: str, other: OtherGraph, why: str) -> DefinitionChanged:
+    return DefinitionChanged(
+        f"Run {other.run_id} of {safe_repr(run.workflow.name)} was started with a different step graph ({why}). Resume "
+        "it with that version of the workflow, or discard it with store.release(error.key).",
+        key=key,
+    )
 
 
 def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.Answer]:
@@ -247,6 +236,24 @@ def _unbegun(run: RunState, failure: StoreUnavailable) -> RunParked:
     )
     parked.__cause__ = failure
     return parked
+
+
+def _granted(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> Program[RunRecord | None]:
+    """Take the run, as `claim` returns it, unless the claim must be withdrawn."""
+    if claimed.record is None and run.request.recovering is not None:  # its record was deleted meanwhile
+        yield from checkpoints.ask(run, "withdraw", wanted)
+        raise _refused(run, RunNotFound(f"Run {run.request.recovering} is no longer in the store."))
+    if claimed.record is None and claimed.generation and run.settings.clock() >= sent + run.settings.lease:
+        # A copy of this claim, whose reply was lost, may have been granted long ago, and other processes may
+        # have taken over and ended its run. Two runs must not have one id.
+        yield from checkpoints.ask(run, "withdraw", wanted)
+        late = StoreUnavailable(
+            f"The store replied to the claim for key {hashed_key(wanted.key)} too late (more than one lease), and other "
+            "runs have used the key since. The claim was withdrawn; retry the call.",
+            key=wanted.key,
+        )
+        raise _refused(run, late)
+    return _own(run, wanted, claimed, sent)
 
 
 def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunRecord | None:
