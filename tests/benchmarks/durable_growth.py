@@ -1,17 +1,19 @@
 """What each verb of a durable store costs as the store fills up: nothing may grow with what is merely stored.
 
-Each size has a store of its own, full of runs that are over, and the sizes take turns. `relative` is the smallest size. SQLite does
+Each size has a store of its own, full of runs that are over, but for one in ten, which waits. The sizes take turns. `relative` is the smallest size. SQLite does
 not wait for the disk here. A store of 1,000,000 runs is made of copies of the rows of 1,000 that were recorded.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,7 +104,10 @@ def _verbs(store: Any) -> dict[str, Verb]:
 def _record(store: Any, number: int) -> None:
     for one in range(number):
         claim, fence = begin(store, f"recorded {one}", lease=LONG)
-        store.finish(an_ending(claim, fence))
+        if one % 10:
+            store.finish(an_ending(claim, fence))
+        else:
+            store.finish(replace(an_ending(claim, fence, "waiting"), retry_in=math.inf))
 
 
 @contextmanager

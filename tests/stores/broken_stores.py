@@ -2,6 +2,7 @@
 and checks that they fail."""
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -653,6 +654,15 @@ class ForgetsToListExpiredRuns(Broken):
 
     def list_resumable(self, workflows: Collection[str], /, **query: Any) -> Page:
         return Page(one for one in super().list_resumable(workflows, **query) if one.status in RESUMABLE)
+
+
+class CountsHeldRunsByTheirStatus(Broken):
+    rule = "counts"
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        return dict(
+            Counter((run.record.workflow, str(run.record.status)) for run in self._runs.values() if not run.over)
+        )
 
 
 class ListsEverybodysRuns(Broken):

@@ -114,6 +114,7 @@ def dump(path: Path) -> list[Any]:
     return [
         *sql(path, f"SELECT {quoted} FROM runs ORDER BY id"),
         *sql(path, "SELECT run, quote(CAST(name AS BLOB)), quote(CAST(text AS BLOB)) FROM fields"),
+        *sql(path, "SELECT * FROM counts"),
     ]
 
 
@@ -787,6 +788,27 @@ def test_a_checkpoint_costs_as_much_in_a_long_run_with_large_values_as_in_a_shor
         sizes.append(log.stat().st_size)
     assert sorted(steps)[1000] == steps[10]
     assert sizes[-1] - sizes[-101] < 2 * (sizes[110] - sizes[10]) < 4_000_000
+
+
+def test_what_counts_costs_does_not_grow_with_the_runs_that_stay_in_the_store(store: SQLiteStore) -> None:
+    """By SQLite's own steps, which are the same on every computer."""
+    steps = [0]
+
+    def count() -> int:
+        steps[-1] += 1
+        return 0
+
+    store._database.read(lambda db: db.connection.set_progress_handler(count, 1))
+    kept = (Status.WAITING, Status.PARKED, Status.INCOMPLETE, Status.COMPENSATION_FAILED)
+    for number in range(40):
+        for status in (*kept, Status.SUCCESS):
+            owner = granted(store, key=f"{status} {number}")
+            store.finish(ending(owner, status, f"{status} {number}", held=status is Status.COMPENSATION_FAILED))
+        granted(store, key=f"queued {number}", queued=True)
+        steps.append(0)
+        store.counts()
+    assert steps[1] == steps[40]
+    assert store.counts() == {("w", status): 40 for status in ("waiting", "parked", "incomplete", "held", "queued")}
 
 
 def test_a_forgotten_store_in_a_cycle_closes_its_connections_whatever_is_collected_first(

@@ -27,14 +27,11 @@ _STATUSES: Final = (
         "parked",
     ),
 )
-_OPEN: Final = ("queued", "running", "waiting", "incomplete", "parked")
 _MANY: Final = 500
 """the most workflows of one status that are read side by side; with more of them, all runs are scanned"""
-_COUNT: Final = "SELECT status, workflow, count(*) FROM runs WHERE status = ? GROUP BY workflow"
-_COUNT_HELD: Final = "SELECT status, workflow, count(*) FROM runs WHERE held = 1 AND (forget IS NULL OR forget > ?) GROUP BY status, workflow"
-_COUNT_EXPIRED: Final = (
-    "SELECT workflow, count(*) FROM runs WHERE status = 'running' AND held = 0 AND coalesce(expires, 0) <= ? "
-    "GROUP BY workflow"
+_COUNT_RUNNING: Final = (
+    "SELECT workflow, CASE WHEN coalesce(expires, 0) <= ? THEN 'expired' ELSE 'running' END AS word, count(*) "
+    "FROM runs WHERE status = 'running' AND held = 0 GROUP BY workflow, word"
 )
 _DUE: Final = (
     "SELECT due, id FROM runs WHERE workflow = ? AND due <= ? AND (due, id) > (?, ?) AND held = 0 AND "
@@ -135,20 +132,6 @@ def list_due(
 
 def count(db: sqlite3.Cursor, now: int) -> dict[tuple[str, str], int]:
     """Return (workflow, status) -> the number of runs that are not over."""
-    counts: dict[tuple[str, str], int] = {}
-
-    def add(workflow: object, status: str, number: int) -> None:
-        if isinstance(workflow, str):
-            counts[workflow, status] = counts.get((workflow, status), 0) + number
-
-    for each in _OPEN:
-        for status, workflow, number in db.execute(_COUNT, (each,)):
-            add(workflow, status, number)
-    for status, workflow, number in db.execute(_COUNT_HELD, (now,)):
-        add(workflow, "held", number)
-        if status in _OPEN:
-            add(workflow, status, -number)
-    for workflow, number in db.execute(_COUNT_EXPIRED, (now,)):
-        add(workflow, "expired", number)
-        add(workflow, "running", -number)
-    return {what: number for what, number in counts.items() if number > 0}
+    kept = db.execute("SELECT workflow, status, number FROM counts").fetchall()
+    running = db.execute(_COUNT_RUNNING, (now,)).fetchall()
+    return {(workflow, status): number for workflow, status, number in kept + running if isinstance(workflow, str)}

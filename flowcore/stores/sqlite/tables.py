@@ -1,10 +1,11 @@
-"""The two tables of an SQLiteStore, and the SQL statements that use them.
+"""The tables of an SQLiteStore, and the SQL statements that use them.
 
 The cost of a checkpoint must depend on what it changes, not on the size of its run. So a row of `runs` is small, and
 has what SQL needs. Fields that are large or many have a row each in `fields`. `encoding.py` describes all fields.
 
 Every listing reads an index in its own order, and no more of it than its page needs. So its cost does not grow with the
-table.
+table. Nor does that of counting: triggers keep the numbers in `counts`, whichever statement changes a run, and only
+running runs are read.
 """
 
 from __future__ import annotations
@@ -66,6 +67,13 @@ _IN_RUNS: Final = frozenset(_COLUMNS)
 _BEGUN: Final = (  # columns of a new run
     *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "by", "deadline", "seq"),
 )
+_COUNTED: Final = "{0}.held = 1 OR {0}.status IN ('queued', 'waiting', 'incomplete', 'parked')"
+_COUNTED_AS: Final = "CASE {0}.held WHEN 1 THEN 'held' ELSE {0}.status END"
+_COUNT: Final = (
+    f"INSERT INTO counts SELECT new.workflow, {_COUNTED_AS.format('new')}, 1 "
+    f"WHERE ({_COUNTED.format('new')}) AND new.workflow IS NOT NULL ON CONFLICT DO UPDATE SET number = number + 1"
+)
+_OLD_COUNT: Final = f"workflow = old.workflow AND status = {_COUNTED_AS.format('old')}"
 _NOTHING: Final = frozenset({"null", "[]"})  # texts that mean the same as no row
 
 SCHEMA: Final = (
@@ -112,6 +120,25 @@ SCHEMA: Final = (
     "CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL",
     "CREATE INDEX runs_held ON runs (held) WHERE held = 1",
     "CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID",
+    """
+    CREATE TABLE counts (           -- of the runs that are neither running nor over
+        workflow TEXT,
+        status TEXT,                -- 'held' for a held run
+        number INTEGER,
+        PRIMARY KEY (workflow, status)
+    ) WITHOUT ROWID
+    """,
+    f"CREATE TRIGGER count_begun AFTER INSERT ON runs WHEN {_COUNTED.format('new')} BEGIN {_COUNT}; END",
+    f"""
+    CREATE TRIGGER count_changed AFTER UPDATE OF status, held ON runs
+    WHEN (old.status IS NOT new.status OR old.held IS NOT new.held)
+        AND ({_COUNTED.format("old")} OR {_COUNTED.format("new")})
+    BEGIN
+        UPDATE counts SET number = number - 1 WHERE {_OLD_COUNT};
+        DELETE FROM counts WHERE {_OLD_COUNT} AND number = 0;
+        {_COUNT};
+    END
+    """,  # noqa: S608 - all parts are constants
 )
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - all parts are constants
 KEPT: Final = "(forget IS NULL OR forget > ?)"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -309,7 +310,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from([None, "held", "expired", *ENDS, Status.RUNNING]))
     def look(self, status: str | None) -> None:
-        """Check the runs that the store lists under a status, and those that it lists for recovery."""
+        """Check the runs that the store lists under a status, those that it lists for recovery, and what it counts."""
         fits: dict[str | None, Callable[[Known], bool]] = {
             None: lambda _: True,
             "held": lambda known: known.held,
@@ -326,6 +327,13 @@ class Histories(RuleBasedStateMachine):
         expected = {key for key, known in self.model.runs.items() if known.is_due}
         seen = {record.key for record in self.store.list_resumable([self.workflow])}
         assert seen == expected, differs(f"list_resumable lists {seen}, not {expected}")
+        standing = Counter(
+            "held" if known.held else "expired" if known.running and not known.live else str(known.status)
+            for known in self.model.runs.values()
+            if known.held or known.running or known.resumable
+        )
+        counts = {status: number for (name, status), number in self.store.counts().items() if name == self.workflow}
+        assert counts == standing, differs(f"counts returns {counts}, not {dict(standing)}")
 
     @invariant()
     def is_as_the_model_says(self) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -106,6 +107,27 @@ class OperatorRules(Suite):
         self.until(
             lambda: listed(older_than=0.01) == {owner.key, other.key}, "list-runs", "older_than=0.01 did not list"
         )
+
+    def test_runs_that_are_not_over_are_counted_once(self) -> None:
+        states = ("success", "failure", "parked", "incomplete", "expired", "compensation_failed")
+        keys = {state: self._left(state, f"{self.key}-{state}").key for state in states}
+        self.begin()
+        expected = dict.fromkeys(("running", "parked", "incomplete", "expired", "held"), 1)
+        self._counts_are(expected)
+        self.store.hold(keys["expired"])
+        self._counts_are(expected | {"expired": 0, "held": 2})
+        for state in ("expired", "compensation_failed"):
+            self.store.resume(keys[state])
+        self._counts_are(expected | {"expired": 0, "held": 0, "parked": 3})
+        self.take_over(keys["parked"])
+        self.store.release(keys["incomplete"])
+        self._counts_are({"running": 2, "parked": 2})
+
+    def _counts_are(self, expected: Mapping[str, int]) -> None:
+        counts = {
+            status: number for (workflow, status), number in self.other.counts().items() if workflow == self.workflow
+        }
+        assert counts == {status: number for status, number in expected.items() if number}, broken("counts", counts)
 
     def test_listed_records_tell_how_it_stands(self) -> None:
         self._left("parked")

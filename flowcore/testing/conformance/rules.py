@@ -201,6 +201,10 @@ RULES: Final[dict[str, str]] = {
     "list-runs": (
         'list_runs filters by status (or "held" or "expired"), by workflow, and by the seconds since the run began.'
     ),
+    "counts": (
+        "counts returns by (workflow, status) how many runs are held or not over. Each counts once: as held, else as "
+        "expired, else by its status."
+    ),
     "retention": (
         "A run that has ended, is not held and cannot be resumed is deleted after the retention. No other run is ever"
         " deleted."
