@@ -130,6 +130,7 @@ def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Progra
         checkpoint = Checkpoint(run.stored_key, run.run_id, run.fence, run.settings.lease, records, writes, undoing)
         checkpoint.base = ledger.base
         checkpoint.types = run.plan.types
+        checkpoint.renews = ledger.must_renew(run.settings.clock(), run.settings.lease)
         if undoing:
             checkpoint.failed_step, checkpoint.error = run.failed_step, run.error
     answer, failure = yield from retry_store_call(run, ledger, "checkpoint", checkpoint)
@@ -170,7 +171,7 @@ def _healed(
             break
         with run.lock:
             steps, writes = ledger.all_known()
-        healing = replace(checkpoint, steps=steps, writes=writes, heals=True)
+        healing = replace(checkpoint, steps=steps, writes=writes, heals=True, renews=True)
         answer, failure = yield from retry_store_call(run, ledger, "checkpoint", healing)
     if failure is None and isinstance(answer, Behind):
         failure = _stays_behind(run)
@@ -217,7 +218,8 @@ def retry_store_call(
         if run.wanted:
             _emit_call(run, verb, sent, failure)
         if failure is None:
-            if not isinstance(answer, Lost | Behind):
+            renewed = isinstance(argument, Checkpoint) and argument.renews
+            if renewed and not isinstance(answer, Lost | Behind):
                 ledger.extend_lease(sent + lease)
             return answer, None
 

@@ -82,16 +82,18 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
         begins = StepRecord(seq, StepReport(_RUNNING, 1, started=ended + epoch), False, None, False, {})
         steps = {name: done, after.name: begins}
         ledger.sent.update(steps)
-        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=ledger.base, types=types)
+        renews = ledger.must_renew(ended, lease)
+        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=ledger.base, types=types, renews=renews)
         if direct is None:
             answer, failure = yield Ask("checkpoint", checkpoint)
         else:
             answer, failure = direct.ask_here("checkpoint", checkpoint)
         at = clock()
         if failure is None and answer is None:
-            until = ledger.lease_until = max(ledger.lease_until, ended + lease)
+            if renews:
+                ledger.extend_lease(ended + lease)
             ledger.base = seq
-            if at < until and not run.stopped:
+            if at < ledger.lease_until and not run.stopped:
                 node, waited = after, 0.0  # it starts at the moment at which it is ready
                 continue
         ledger.announced.add(after.name)

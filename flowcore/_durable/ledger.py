@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 from .._kernel import emit, stopping
 from .._kernel.effects import Program, Sleep
@@ -30,6 +30,9 @@ from .handed_out import apart, complaint
 from .unsaved import Unsaved
 
 __all__ = ["Ledger", "ledger_of"]
+
+_FRESH: Final = 3 / 4
+"""the part of a lease that is left when a checkpoint renews it"""
 
 
 class Ledger(Unsaved):
@@ -60,6 +63,11 @@ class Ledger(Unsaved):
 
     def extend_lease(self, until: float) -> None:
         self.lease_until = max(self.lease_until, until)
+
+    def must_renew(self, now: float, lease: float) -> bool:
+        """Whether a checkpoint at `now` must renew the lease. For a quarter of it after each renewal it need not,
+        because that would cost the store more than the rest of the checkpoint."""
+        return now >= self.lease_until - lease * _FRESH
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 

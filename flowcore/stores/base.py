@@ -175,16 +175,13 @@ class Held:
 
 
 ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held | OtherGraph
-
-
 CheckpointAnswer: TypeAlias = "Renewal | Behind | Lost | None"
-"""None: recorded. Renewal.CANCEL or Renewal.UNDO: recorded, and an operator wants the run cancelled, or cancelled and
-undone."""
+"""None: recorded. CANCEL or UNDO: recorded, and an operator wants the run cancelled, or cancelled and undone."""
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """The changes that an owner records of its run. Recording them also renews the lease."""
+    """The changes that an owner records of its run. Recording them also renews the lease, if `renews`."""
 
     key: str
     run_id: str
@@ -202,6 +199,8 @@ class Checkpoint:
     """the checkpoint has all that the owner knows of the run, and restores a record that has lost writes"""
     types: Mapping[str, Any] = field(default_factory=empty)
     """see Claim.types"""
+    renews: bool = True
+    """False: the lease was renewed a short while ago, and a store may leave it as it is, if that costs less"""
 
 
 @dataclass(slots=True)
@@ -319,8 +318,8 @@ class Store(Protocol):
         ...
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        """Record changes to a run, and renew its lease. Returns `Lost` if the run no longer belongs to this owner, and
-        `Behind` if the record lacks earlier writes of this owner. The same checkpoint sent again changes nothing."""
+        """Record changes to a run, and renew its lease if `renews`. Returns `Lost` if the run no longer belongs to this
+        owner, and `Behind` if its record lacks earlier writes. The same checkpoint sent again changes nothing."""
         ...
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:

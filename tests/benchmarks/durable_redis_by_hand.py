@@ -74,9 +74,8 @@ class Told:
     def checkpoint(self, name: str, result: Any, ran: float, then: str) -> Script:
         base = self._seq
         fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun(), "seq": str(self._seq)}
-        run, opened, _, _, index, statuses = self._keys
-        head = (self._run_id, self._fence, LEASE, base, base + 1, "p")
-        return scripts.CHECKPOINT.sha, 4, (run, opened, index, statuses, *head, *flat(fields))
+        head = (self._run_id, self._fence, base, "", "p")
+        return scripts.CHECKPOINT.sha, 1, (self._keys[0], *head, *flat(fields))
 
     def finish(self, name: str, result: Any, ran: float) -> Script:
         base = self._seq

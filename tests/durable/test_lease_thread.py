@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine
+from flowcore import AsyncEngine, Context, Engine, StoreUnavailable, Workflow
 from flowcore.events import LeaseLost, MaintenanceFinished, MaintenanceStarted
 from flowcore.retry import CENTURY
 from flowcore.stores.base import Renewal, RunRecord
@@ -135,3 +136,49 @@ def test_a_lease_that_no_timer_can_hold_is_one_of_a_century(lease: Any, engine_t
     (thread,) = threads
     thread.join(20)
     assert not thread.is_alive()
+
+
+class Keeps(Moody):
+    """A store that leaves leases as they are wherever it may, and whose renewals fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewing: list[bool] = []
+        self.moods = self.mood
+
+    def mood(self, verb: str, argument: Any) -> Any:
+        if verb == "renew":
+            raise StoreUnavailable("no renewal")
+        if verb == "checkpoint":
+            self.renewing.append(argument.renews)
+
+    def _renew(self, run: Any, now: float, lease: float) -> None:
+        if not self.renewing or self.renewing[-1]:
+            super()._renew(run, now, lease)
+
+
+def chain(fn: Any, hooked: bool) -> tuple[Workflow, list[Any]]:
+    wf = Workflow("chain")
+    first = wf.step(name="a")(fn)
+    second = wf.step(name="b", depends_on=first)(fn)
+    wf.step(name="c", depends_on=second)(fn)
+    return wf, [lambda event: None] if hooked else []
+
+
+@pytest.mark.parametrize("hooked", [False, True])  # without hooks, plain steps are saved by fast checkpoints
+def test_checkpoints_renew_no_lease_that_was_renewed_a_short_while_ago(hooked: bool) -> None:
+    store = Keeps()
+    wf, hooks = chain(lambda ctx: 1, hooked)
+    with Engine(store=store, lease=3600, hooks=hooks) as engine:
+        assert engine.run(wf, idempotency_key="k").status == "success"
+    assert store.renewing == [False, False]
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_checkpoints_renew_a_lease_of_which_a_quarter_is_over(hooked: bool) -> None:
+    store = Keeps()
+    wf, hooks = chain(lambda ctx: time.sleep(0.11), hooked)
+    with Engine(store=store, lease=0.4, hooks=hooks) as engine:
+        assert engine.run(wf, idempotency_key="k").status == "success"
+    assert len(store.renewing) >= 2
+    assert all(store.renewing)

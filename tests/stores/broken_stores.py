@@ -484,6 +484,13 @@ class TurnsBackFromUndoing(Broken):
         return answer
 
 
+class DropsWhatNeedNotRenewTheLease(Broken):
+    rule = "unrenewed"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
+        return super().checkpoint(checkpoint if checkpoint.renews else replace(checkpoint, steps={}, writes={}))
+
+
 class RenewsWhateverItIsAsked(Broken):
     rule = "renew lost late-copies"
 

@@ -9,6 +9,7 @@ import pytest
 import redis
 import redis.asyncio
 
+from flowcore import Engine, Workflow
 from flowcore.stores import AsyncRedisStore, RedisStore
 from tests.stores.redis_runs import LONG, a_claim, an_ending, begin, check_statuses, everything
 from tests.stores.redis_servers import RedisServer, StartRedis, start_redis
@@ -77,6 +78,31 @@ def test_what_counts_and_the_survey_cost_does_not_grow_with_the_runs(client: Any
 def waiting_for(store: RedisStore) -> None:
     """As a survey asks which steps runs wait for."""
     assert len(store.list_runs(status="waiting", workflow="trip", limit=50)) == 50
+
+
+def test_what_a_run_of_ten_steps_has_the_server_do(client: Any) -> None:
+    """Commands of scripts count too: each costs about a microsecond of the server's processor, and more in cold caches."""
+    wf, before = Workflow("chain"), list[Any]()
+    for number in range(10):
+        before = [wf.step(name=f"step {number}", depends_on=before)(lambda ctx: "done")]
+    with Engine(store=RedisStore(client, shards=1)) as engine:
+        for key in "ab":  # the first run shows the server the scripts, and sets the expiry of the index
+            engine.run(wf, idempotency_key=key)
+        commands, _ = cost(client, lambda: engine.run(wf, idempotency_key="c"))
+    assert commands.pop("cmdstat_evalsha") == 11
+    expected = {
+        "hmget": 9,
+        "hset": 12,
+        "time": 2,
+        "zadd": 4,
+        "zrem": 2,
+        "pttl": 2,
+        "exists": 1,
+        "zscore": 3,
+        "hget": 1,
+        "zrangebyscore": 1,
+    }
+    assert commands == {f"cmdstat_{name}": number for name, number in {**expected, "hgetall": 1, "set": 1}.items()}
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "waiting", "expired", "parked", "incomplete", "held"])

@@ -128,22 +128,32 @@ return answer
 """,
 )
 
-# KEYS: run, open, index, statuses. ARGV: run id, fence, lease (microseconds), '' or the number that the record must
-# have reached, the lowest number of a step or write, flags (p: a step has ended, u: the run is being undone); then
-# fields. Returns 1, or {word, ...}. This script is on the hot path: it reads nine small fields and, as a rule, no step.
+# KEYS: run, and if the lease is renewed: open, index, statuses. ARGV: run id, fence, '' or the number that the record must
+# have reached, lease (microseconds; '' to leave it as it is), flags (p: a step has ended, u: the run is being undone, l:
+# not all numbers are above the one that the record must have reached); then fields. Returns 1, or {word, ...}. This
+# script is on the hot path: as a rule, it reads seven small fields, writes the new ones, and does nothing else.
 CHECKPOINT: Final = Script(
-    LEASE,
     """
-local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'listed', 'decision', 'takeovers', 'retries',
-  'workflow')
-local seq = not got.err and got[1] == ARGV[1] and got[2] == ARGV[2]
-  and (got[3] == 'running' or got[3] == 'queued') and got[9] and tonumber(got[4] or 0)
-if not seq then return {'else'} end  -- not the usual case: the caller reads the record
-if ARGV[4] ~= '' and seq < tonumber(ARGV[4]) then return {'behind', got[4] or '0'} end
-local fields = nil
-if ARGV[5] ~= '' and tonumber(ARGV[5]) <= seq then  -- a late or a second copy: the higher number wins
-  fields = {}
-  for i = 7, #ARGV, 2 do
+local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'decision', 'takeovers', 'retries')
+if got[1] ~= ARGV[1] or got[2] ~= ARGV[2] or (got[3] ~= 'running' and got[3] ~= 'queued') then
+  return {'else'}  -- not the usual case: the caller reads the record
+end
+local base, flags, decision = ARGV[3], ARGV[5], got[5]
+local counted = (got[6] and got[6] ~= '0') or (got[7] and got[7] ~= '0')
+if got[4] == base and ARGV[4] == '' and (flags == 'p' or flags == '') and not decision and not counted and #ARGV < 1000 then
+  if ARGV[6] then redis.call('HSET', KEYS[1], unpack(ARGV, 6)) end
+  return 1
+end
+
+local seq = tonumber(got[4] or 0)
+if not seq then return {'else'} end
+if base ~= '' and seq < tonumber(base) then return {'behind', got[4] or '0'} end
+local progress = counted and string.find(flags, 'p', 1, true)
+if progress and ARGV[4] == '' then return {'index'} end  -- the caller passes the other keys too
+local fields, from = ARGV, 6
+if seq ~= tonumber(base) or string.find(flags, 'l', 1, true) then  -- a late or a second copy: the higher number wins
+  fields, from = {}, 1
+  for i = 6, #ARGV, 2 do
     local number = string.find(ARGV[i], '^[sw]:') and tonumber(string.match(ARGV[i + 1], '^%d+'))
     if ARGV[i] == 'seq' then number = tonumber(ARGV[i + 1]) end
     local old = number and redis.call('HGET', KEYS[1], ARGV[i])
@@ -158,31 +168,31 @@ if ARGV[5] ~= '' and tonumber(ARGV[5]) <= seq then  -- a late or a second copy: 
   end
 end
 
-local listed = got[5]
-if string.find(ARGV[6], 'p', 1, true) and ((got[7] and got[7] ~= '0') or (got[8] and got[8] ~= '0')) then  -- progress: no crash loop
-  local entry = redis.call('HGET', KEYS[3], ARGV[1])
-  if entry then redis.call('HSET', KEYS[3], ARGV[1], (string.gsub(entry, '^(' .. string.rep('.', 45) .. ')%d+:', '%10:'))) end
-  redis.call('HDEL', KEYS[1], 'takeovers', 'retries', 'delay')
-  listed = false
+if ARGV[4] ~= '' then
+""",
+    LEASE,
+    """
+  local listed, delay, workflow = unpack(redis.call('HMGET', KEYS[1], 'listed', 'delay', 'workflow'))
+  if not workflow then return {'else'} end
+  local time = redis.call('TIME')
+  local expires = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[4])
+  local lag = listed and expires - listed
+  if progress then  -- no crash loop
+    local entry = redis.call('HGET', KEYS[3], ARGV[1])
+    if entry then redis.call('HSET', KEYS[3], ARGV[1], (string.gsub(entry, '^(' .. string.rep('.', 45) .. ')%d+:', '%10:'))) end
+    redis.call('HDEL', KEYS[1], 'takeovers', 'retries', 'delay')
+    lag, delay = nil, 0
+  end
+  if not lag or lag > ARGV[4] / 4 or lag < 0 then
+    redis.call('ZADD', KEYS[2], string.format('%.0f', expires + (tonumber(delay or 0) or 0)), ARGV[1])
+    redis.call('HSET', KEYS[1], 'listed', expires)
+    if got[3] == 'running' then move_lease(KEYS[4], workflow, listed, expires, ARGV[1]) end
+  end
+  redis.call('HSET', KEYS[1], 'expires', expires)
 end
-local time = redis.call('TIME')
-local expires = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[3])
-local lag = listed and expires - listed
-if not lag or lag > ARGV[3] / 4 or lag < 0 then
-  local delay = tonumber(redis.call('HGET', KEYS[1], 'delay') or 0) or 0
-  redis.call('ZADD', KEYS[2], string.format('%.0f', expires + delay), ARGV[1])
-  redis.call('HSET', KEYS[1], 'listed', expires)
-  if got[3] == 'running' then move_lease(KEYS[4], got[9], got[5], expires, ARGV[1]) end
-end
-if fields then
-  fields[#fields + 1], fields[#fields + 2] = 'expires', expires
-  for i = 1, #fields, 1000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 999, #fields))) end
-else
-  redis.call('HSET', KEYS[1], 'expires', expires, unpack(ARGV, 7, math.min(1006, #ARGV)))
-  for i = 1007, #ARGV, 1000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
-end
-if (got[6] == 'cancel' or got[6] == 'undo') and not string.find(ARGV[6], 'u', 1, true) then return {got[6]} end
-if got[6] then redis.call('HDEL', KEYS[1], 'decision') end
+for i = from, #fields, 1000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 999, #fields))) end
+if (decision == 'cancel' or decision == 'undo') and not string.find(flags, 'u', 1, true) then return {decision} end
+if decision then redis.call('HDEL', KEYS[1], 'decision') end
 return 1
 """,
 )

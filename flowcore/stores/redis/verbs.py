@@ -104,27 +104,14 @@ class Verbs(OperatorVerbs):
                 return OtherGraph(record.run_id, record.graph)
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Exchange[Lost | Behind | Renewal | None]:
-        """Record what has changed in a run, and renew its lease."""
+        """Record what has changed in a run, and renew its lease unless enough of it is left."""
         if self._hides:
             yield from self._look()
-        fields = self._encoding.encode_checkpoint(checkpoint)
-        run, opened, _, _, index, statuses = self._keys(self._lookup(checkpoint.key))
-        head = (
-            *(
-                4,
-                run,
-                opened,
-                index,
-                statuses,
-                as_bytes(checkpoint.run_id),
-                checkpoint.fence,
-                microseconds(checkpoint.lease),
-            ),
-            *_numbers(checkpoint),
-            ("p" if makes_progress(checkpoint) else "") + ("u" if checkpoint.undoing else ""),
-        )
-        texts = [text.encode() for field in fields.items() for text in field]
-        reply = yield from self._reply(scripts.CHECKPOINT, checkpoint.key, (*head, *texts))
+        texts = [text.encode() for field in self._encoding.encode_checkpoint(checkpoint).items() for text in field]
+        keys = self._keys(self._lookup(checkpoint.key))
+        reply = yield from self._saved(checkpoint, keys, texts, renews=checkpoint.renews)
+        if reply == [b"index"]:
+            reply = yield from self._saved(checkpoint, keys, texts, renews=True)
         if reply == 1:
             return None
         if reply[0] in {b"cancel", b"undo"}:
@@ -132,6 +119,22 @@ class Verbs(OperatorVerbs):
         if reply[0] == b"behind":
             return Behind(int(reply[1]))
         return (yield from self._refused(checkpoint))
+
+    def _saved(
+        self, checkpoint: Checkpoint, keys: Sequence[bytes], texts: list[bytes], *, renews: bool
+    ) -> Exchange[Any]:
+        """Send a checkpoint, with the keys of the index if it `renews` the lease. Returns the server's reply."""
+        run, opened, _, _, index, statuses = keys
+        base, late = _numbers(checkpoint)
+        flags = (
+            ("p" if makes_progress(checkpoint) else "") + ("u" if checkpoint.undoing else "") + ("l" if late else "")
+        )
+        head = (
+            *((4, run, opened, index, statuses) if renews else (1, run)),
+            *(as_bytes(checkpoint.run_id), checkpoint.fence, base),
+            *(microseconds(checkpoint.lease) if renews else b"", flags),
+        )
+        return (yield from self._reply(scripts.CHECKPOINT, checkpoint.key, (*head, *texts)))
 
     def _refused(self, checkpoint: Checkpoint) -> Exchange[Lost | None]:
         """Return why a checkpoint cannot be written. Raises StoreUnavailable if a retry may succeed."""
@@ -222,8 +225,9 @@ class Verbs(OperatorVerbs):
         return self._record(key, reply)
 
 
-def _numbers(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """Return the sequence number that the record must have reached, and the checkpoint's lowest; b"" for none."""
+def _numbers(checkpoint: Checkpoint) -> tuple[Any, bool]:
+    """Return the sequence number that the record must have reached, or b"" for none, and whether the checkpoint has a
+    number that is not above it."""
+    base = b"" if checkpoint.heals or not checkpoint.base else checkpoint.base
     known = [step.seq for step in checkpoint.steps.values()] + [write.seq for write in checkpoint.writes.values()]
-    lowest = min(known) if known else b""
-    return b"" if checkpoint.heals or not checkpoint.base else checkpoint.base, lowest
+    return base, any(seq <= checkpoint.base for seq in known)

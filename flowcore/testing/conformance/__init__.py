@@ -20,7 +20,7 @@ else in flowcore does.
 
 from __future__ import annotations
 
-from . import claims, contents, late, machine, operators, races, waits, writes
+from . import claims, contents, late, machine, operators, races, unrenewed, waits, writes
 
 __all__ = ["StoreConformance"]
 
@@ -31,6 +31,7 @@ class StoreConformance(
     races.Races,
     contents.ContentRules,
     late.LateCopies,
+    unrenewed.UnrenewedRules,
     waits.WaitRules,
     operators.OperatorRules,
     writes.WriteRules,

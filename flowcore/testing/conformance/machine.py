@@ -187,6 +187,7 @@ class Histories(RuleBasedStateMachine):
         writes=WRITES,
         behind=st.sampled_from([0, 0, 1, 3]),
         undoing=st.sampled_from([False, False, False, True]),
+        renews=st.booleans(),
         when=WHEN,
     )
     def checkpoint(
@@ -196,23 +197,32 @@ class Histories(RuleBasedStateMachine):
         writes: dict[str, Write],
         behind: int,
         undoing: bool,
+        renews: bool,
         when: str,
     ) -> None:
         """Make a checkpoint of an owner, to be sent at once or later."""
         lease, known = one_of(self.owners, which)
+        base = known.checkpoints.seq
         steps, writes = self.numbered(known, steps, writes, behind)
         sent = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes, undoing)
+        sent.base, sent.renews = base, renews
         if undoing:
             sent.failed_step, sent.error = "a", ValueError("no")
         self.checkpoints.append(sent)
         if when == "at once":
-            self.answers("checkpoint", sent)
+            self.send(sent)
 
     @precondition(lambda self: bool(self.checkpoints))
     @rule(which=WHICH)
     def checkpoint_again(self, which: float) -> None:
         """Send a checkpoint late, or again."""
-        self.answers("checkpoint", one_of(self.checkpoints, which))
+        self.send(one_of(self.checkpoints, which))
+
+    def send(self, checkpoint: Checkpoint) -> None:
+        """Send a checkpoint. One that finds an expired lease renews it: else stores may differ."""
+        known = self.model.runs.get(checkpoint.key)
+        live = known is not None and known.live
+        self.answers("checkpoint", checkpoint if live else replace(checkpoint, renews=True))
 
     @precondition(lambda self: bool(self.owners))
     @rule(which=WHICH, lease=st.sampled_from([LONG, SHORT, SHORT]))

@@ -101,6 +101,10 @@ RULES: Final[dict[str, str]] = {
         "own seq; an equal seq changes nothing."
     ),
     "checkpoint-renews": "A checkpoint renews the lease, even an expired one, as long as the run was not taken over.",
+    "unrenewed": (
+        "A checkpoint with renews=False may leave the lease as it is. It changes the record as any other checkpoint "
+        "does, and gets the same reply."
+    ),
     "undoing-stays": (
         "`undoing` never becomes false again. failed_step and error stay as recorded until others are recorded."
     ),
