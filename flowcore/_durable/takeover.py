@@ -7,9 +7,7 @@ is called first, then `on_crash=` decides. A run that was being undone is only u
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,9 +15,7 @@ from .._kernel import emit, stopping
 from .._kernel.attempts import failed_before
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
-from .._kernel.ledger import Earlier, now_of
 from .._kernel.run_state import RunState
-from .._kernel.waits import Waits
 from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
 from ..own_errors import own_error
@@ -27,17 +23,14 @@ from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..step import Landed
-from ..stores.base import STOPS, Claim, RunRecord
+from ..stores.base import Claim, RunRecord
 from ..workflow import Workflow
 from .checkpoints import ask, cancelled, parked
 from .ledger import ledger_of
+from .restoring import OVER, restore, restore_queue, undo_of
 
-__all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "restore", "take_over", "withdraw"]
+__all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "take_over", "withdraw"]
 
-_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
-_UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN, Status.CANCELLED})
-"""statuses of steps that have not ended, or were cut short when their owner ended: the attempts that failed count
-against `retry=`"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """statuses of steps that may or may not have had their effect"""
 _IN_FLIGHT: Final = frozenset({Status.RUNNING, Status.UNKNOWN})
@@ -88,83 +81,6 @@ def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
     return workflow.undo == "never" and record.status == Status.INCOMPLETE and record.decision is None
 
 
-def _before(record: RunRecord) -> Mapping[str, str | int | float]:
-    """Return, for telemetry, what is known of the earlier owner: host, pid, since when it owned the run, and the step
-    that it ran last."""
-    known: dict[str, str | int | float] = {}
-    if record.owner is not None:
-        known |= {"host": record.owner.host, "pid": record.owner.pid, "since": record.owner.since}
-    in_flight = [name for name, report in record.steps.items() if report.status is Status.RUNNING]
-    return known | {"step": in_flight[-1]} if in_flight else known
-
-
-def restore(run: RunState, record: RunRecord) -> None:
-    """Restore the state of the run from its record."""
-    run.run_id, run.fingerprint = record.run_id, record.fingerprint
-    ended = len(record.results) + len(record.undone)
-    waited, decided = record.status is Status.WAITING, record.decision in STOPS
-    reason = record.reason if decided else None
-    run.earlier = Earlier(record.carrier, _before(record), waited, record.retries, ended, decided, reason)
-    run.carrier = run.carrier or record.carrier
-    run.values.clear()
-    run.values.update(record.values)
-    known = run.plan.by_name
-    over = {name for name, report in record.steps.items() if report.status in _OVER and name in known}
-    run.results.update((name, result) for name, result in record.results.items() if name in over)
-    run.reports.update((name, report) for name, report in record.steps.items() if name in over)
-    # A newer definition may have an undo for a step that had none when it ran.
-    effects = list(dict.fromkeys((*record.results, *record.effects)))
-    run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
-    at_once = record.decision == "resume"  # an operator wants the next attempts now
-    run.tried = {
-        name: replace(report, retry_at=None if at_once else report.retry_at)
-        for name, report in record.steps.items()
-        if report.failed and report.status in _UNFINISHED and name in known
-    }
-    run.reports.update((name, report) for name, report in run.tried.items() if report.status is Status.PENDING)
-    # An attempt of these steps may have had its effect, even if later attempts failed.
-    run.was_in_doubt = frozenset(
-        name for name in record.effects if name in known and name not in over and _undo_of(record, name) is None
-    )
-    if run.waits is not None:
-        _restore_waits(run, run.waits, record)
-    ledger = ledger_of(run)
-    if ledger is not None:
-        ledger.found(record)
-        ledger.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
-    _restore_queue(run, over)
-
-
-def _restore_queue(run: RunState, over: set[str]) -> None:
-    """Set up the ready queue of a run whose steps in `over` (names) have succeeded or were skipped under an earlier
-    owner."""
-    nodes = run.plan.nodes
-    with run.lock:
-        run.left = len(nodes) - len(over)
-        run.past_pivot = run.workflow.undo == "never" or any(
-            node.step.pivot and node.name in over and run.report(node).status is Status.SUCCESS for node in nodes
-        )
-        run.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
-        if not run.stopped:
-            run.ready = deque(n.index for n in nodes if n.name not in over and not run.counts[n.index])
-
-
-def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
-    """Restore which steps wait, since when and until when, and the values that were sent."""
-    clock, now = run.settings.clock(), now_of(run)
-    waits.sent.update(record.sent)
-    for node in run.plan.nodes:
-        report = record.steps.get(node.name)
-        if node.wait is None or report is None:
-            continue
-        # A closed wait whose owner died before its end was recorded has the status TIMEOUT and an `until`.
-        if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
-            began = now if report.started is None else report.started
-            # If the clock was set back meanwhile, the wait still lasts no longer than planned.
-            rest = math.inf if report.until is None else report.until - max(now, began)
-            waits.begin(node, clock - max(0.0, now - began), clock + rest)
-
-
 def take_over(run: RunState, record: RunRecord) -> Program[None]:
     """Decide on the steps that were in flight, and whether the run goes forward, is undone, held or parked."""
     ledger = ledger_of(run)
@@ -201,7 +117,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
             ledger.in_doubt = {node.name: record.steps[node.name] for node in in_doubt if node not in landed}
         return
     if landed:
-        _restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
+        restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
     unknown = [node for node in in_doubt if node not in landed and node not in not_landed]
     # A run that was parked while it went forward has abandoned steps, whose outcome is as unknown as after a crash.
     crashed = [node for node in unknown if record.steps[node.name].status is Status.RUNNING or not record.undoing]
@@ -272,7 +188,7 @@ def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
     too often; else None."""
     if record.decision in {"undo", "cancel"}:
         return None
-    over = {name for name, report in record.steps.items() if report.status in _OVER} | record.results.keys()
+    over = {name for name, report in record.steps.items() if report.status in OVER} | record.results.keys()
     for node in run.plan.nodes:
         report = record.steps.get(node.name)
         if node.name not in over and (report is None or report.status is Status.PENDING):
@@ -296,7 +212,7 @@ def _last_seen(run: RunState, record: RunRecord) -> str:
     steps = [node.name for node in _crashed(run, record)]
     where = f"in step {', '.join(map(safe_repr, steps))}" if steps else "between two steps"
     if record.undoing:
-        left = [name for name in record.effects if _undo_of(record, name) is None]
+        left = [name for name in record.effects if undo_of(record, name) is None]
         where = f"in the undo of step {safe_repr(left[-1])}" if left else "while undoing"
     owner = record.owner
     return f"the last time {where}" + ("" if owner is None else f" (host {owner.host}, pid {owner.pid})")
@@ -313,7 +229,7 @@ def _was_running(record: RunRecord, node: Node) -> bool:
 
 def _is_over(run: RunState, node: Node) -> bool:
     report = run.reports.get(node.name)
-    return report is not None and report.status in _OVER
+    return report is not None and report.status in OVER
 
 
 def _mark_done(run: RunState, node: Node, result: object, before: StepReport) -> None:
@@ -336,11 +252,11 @@ def _undo(run: RunState, record: RunRecord, unknown: list[Node], not_landed: lis
     again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
     undone = [name for name in record.undone if name in known]
-    undone += [name for name in record.steps if name not in undone and _undo_of(record, name) is Status.SUCCESS]
+    undone += [name for name in record.steps if name not in undone and undo_of(record, name) is Status.SUCCESS]
     failed = {
         name: _as_exception(record.steps[name].undo_error, name)
         for name in record.steps
-        if _undo_of(record, name) in {Status.FAILURE, Status.TIMEOUT} and not again
+        if undo_of(record, name) in {Status.FAILURE, Status.TIMEOUT} and not again
     }
     for name, report in record.steps.items():
         if name in known and name not in run.reports:
@@ -358,7 +274,7 @@ def _undo(run: RunState, record: RunRecord, unknown: list[Node], not_landed: lis
         if node in unknown
         or _is_over(run, node)
         or run.report(node).status is Status.FAILURE
-        or _undo_of(record, node.name) is not None
+        or undo_of(record, node.name) is not None
     ]
     # Steps that were in flight are last in the list, because they are undone first.
     due.sort(key=lambda node: node in unknown and record.steps[node.name].status in _IN_FLIGHT)
@@ -399,11 +315,6 @@ def _first_error(record: RunRecord) -> BaseException | None:
         isinstance(error, CompensationFailed) or getattr(error, "error_type", "") == CompensationFailed.__name__
     )
     return step.error if names_an_undo and step is not None and step.error is not None else error
-
-
-def _undo_of(record: RunRecord, name: str) -> Status | None:
-    report = record.steps.get(name)
-    return None if report is None else report.undo
 
 
 def _as_exception(error: BaseException | None, step: str) -> Exception:

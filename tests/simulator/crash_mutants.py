@@ -165,15 +165,15 @@ MUTANTS: tuple[Mutant, ...] = (
     # the takeover
     m(
         "a step that is done is done again",
-        "takeover",
-        "_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
-        "_OVER: Final = frozenset({Status.SKIPPED})",
+        "restoring",
+        "OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
+        "OVER: Final = frozenset({Status.SKIPPED})",
     ),
     m(
         "the when= of a skipped step is called again",
-        "takeover",
-        "_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
-        "_OVER: Final = frozenset({Status.SUCCESS})",
+        "restoring",
+        "OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
+        "OVER: Final = frozenset({Status.SUCCESS})",
     ),
     m(
         "a step that was in flight is not in doubt",
@@ -211,16 +211,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "node.name not in undone and node.name not in failed",
         "node.name not in failed",
     ),
-    m("the context is lost", "takeover", "    run.values.update(record.values)\n", ""),
+    m("the context is lost", "restoring", "    run.values.update(record.values)\n", ""),
     m(
         "results are lost",
-        "takeover",
+        "restoring",
         "for name, result in record.results.items() if name in over)",
         "for name, result in ())",
     ),
     m(
         "the list of steps to undo is lost",
-        "takeover",
+        "restoring",
         "for name in effects if name in over and",
         "for name in () if name in over and",
     ),
@@ -239,7 +239,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m(
         "an owner before the last one may have done nothing",
-        "takeover",
+        "restoring",
         "name for name in record.effects if name in known and",
         "name for name in () if name in known and",
     ),
@@ -263,7 +263,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m(
         "the numbers start again",
-        "takeover",
+        "restoring",
         "        ledger.found(record)\n",
         "        pass\n",
     ),
@@ -275,13 +275,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m(
         "the pivot is forgotten",
-        "takeover",
+        "restoring",
         'run.past_pivot = run.workflow.undo == "never" or any(',
         "run.past_pivot = False and any(",
     ),
     m(
         "dependencies are forgotten",
-        "takeover",
+        "restoring",
         "run.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]",
         "run.counts = [0 for node in nodes]",
     ),

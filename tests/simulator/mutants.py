@@ -26,7 +26,8 @@ class Mutant:
 ROOMS = {
     "retry": "",
     **dict.fromkeys(
-        ("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "takeover", "waiting"), "_durable."
+        ("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "restoring", "takeover", "waiting"),
+        "_durable.",
     ),
 }
 """the package of each module that is not in the kernel"""
@@ -408,9 +409,9 @@ MUTANTS = (
     ),
     m(
         "done steps are done again past the pivot",
-        "takeover",
-        "_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
-        "_OVER: Final = frozenset({Status.SKIPPED})",
+        "restoring",
+        "OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
+        "OVER: Final = frozenset({Status.SKIPPED})",
     ),
     m("an undo has its step's key", "run_state", '"undo" if undo else "do"', '"do"'),
     m("two steps have one key", "run_state", 'step, "undo" if undo', '"", "undo" if undo'),
