@@ -97,20 +97,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         if (report := record.steps.get(node.name)) is not None and report.status in _IN_DOUBT and report.undo is None
         if node.wait is None and report.attempts  # without an attempt, only its when= was cut short
     ]
-    landed: list[Node] = []
-    not_landed: list[Node] = []
-    unclear: BaseException | None = None
-    for node in in_doubt:
-        answer: Answer = None
-        error: BaseException | None = None
-        if node.step.verify is not None:
-            answer, error = yield from ask_verify(run, node)
-        unclear = unclear or error
-        if isinstance(answer, Landed):
-            landed.append(node)
-            _mark_done(run, node, answer.result, record.steps[node.name])
-        elif answer is not None:
-            not_landed.append(node)
+    landed, not_landed, unclear = yield from _verify(run, record, in_doubt)
     if run.relinquished and record.decision is None and not record.undoing:
         # This process must stop, which may have interrupted `verify=`. The next owner calls it again, and decides.
         if ledger is not None:
@@ -151,6 +138,28 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         yield from ledger.flush(run)
     if record.decision == "cancel" and not run.stopped:  # past its pivot
         stopping.interrupt(run, cancelled(run))
+
+
+def _verify(
+    run: RunState, record: RunRecord, in_doubt: list[Node]
+) -> Program[tuple[list[Node], list[Node], BaseException | None]]:
+    """Call `verify=` of the steps in doubt. Returns the steps that had their effect, which are marked as done, those
+    that had none, and the first error of a `verify=`."""
+    landed: list[Node] = []
+    not_landed: list[Node] = []
+    unclear: BaseException | None = None
+    for node in in_doubt:
+        answer: Answer = None
+        error: BaseException | None = None
+        if node.step.verify is not None:
+            answer, error = yield from ask_verify(run, node)
+        unclear = unclear or error
+        if isinstance(answer, Landed):
+            landed.append(node)
+            _mark_done(run, node, answer.result, record.steps[node.name])
+        elif answer is not None:
+            not_landed.append(node)
+    return landed, not_landed, unclear
 
 
 def _recovered(
