@@ -57,7 +57,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "with fast checkpoints, a zombie does not look at its clock",
         "fast_checkpoints",
-        "if at < until and",
+        "if at < ledger.lease_until and",
         "if True and",
     ),
     m(
