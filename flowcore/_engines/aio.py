@@ -33,6 +33,7 @@ from .calls import LoopCalls
 from .checks import caller_drives, check_named
 from .live_runs import is_meant
 from .local import LocalEngine
+from .own_calls import refuse_own_close
 from .recovering import LEASE_OVER, RecoveryTasks
 
 if TYPE_CHECKING:
@@ -283,8 +284,10 @@ class AsyncEngine(LoopCalls, LocalEngine):
             self._schedules.ensure()
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
-        """Start no more runs, and wait for those on this loop. `timeout` (seconds): see `Engine.close`."""
+        """Start no more runs, and wait for those on this loop. `timeout` (seconds): see `Engine.close`. Raises
+        FlowcoreError if a step of this engine calls it without a timeout, because it would wait for that step."""
         limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
+        refuse_own_close(self._live, limit)
         self._closed = True
         loop = asyncio.get_running_loop()
         looking = [] if self._looking is None else self._looking.close(loop)

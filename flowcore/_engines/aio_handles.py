@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,7 @@ from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..run import Run
 from .aio_queueing import Recording
+from .own_calls import refuse_own_run
 
 __all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
@@ -22,6 +24,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
     """A run that was submitted to an `AsyncEngine`: an `asyncio.Future` of its Run, bound to one loop.
 
     Cancelling the future, or the task that awaits it, cancels the run; the future is done once the run has been undone.
+    Awaiting it raises FlowcoreError in a step that the run itself waits for, such as its own.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self._is_cancelled = False  # a caller wants the run cancelled
         self._instead: Run | BaseException | None = None
         self._task = task
+        self._run = weakref.ref(run)  # the run refers to this future
         self._pause: Run | None = None
         self._pauses: asyncio.Future[None] | None = None
         self.add_done_callback(lambda _: self._wake())
@@ -51,6 +55,15 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self._claimed = False
         self._decided = asyncio.Event()  # set once the run is claimed, refused or over
         task.add_done_callback(self._resolve)
+
+    def __await__(self) -> Generator[Any, None, Run]:
+        self._refuse_own_run()
+        return super().__await__()
+
+    def _refuse_own_run(self) -> None:
+        awaited = None if self.done() else self._run()
+        if awaited is not None:
+            refuse_own_run(awaited)
 
     async def recorded(self) -> None:
         """Wait until the store has recorded the run: from then on it survives this process, and any engine that
@@ -111,6 +124,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
     async def waiting(self) -> Run:
         """Wait until the run has ended, or has nothing to do but wait, and return its Run. In the second case, its
         status is `waiting`. Cancelling this call does not cancel the run."""
+        self._refuse_own_run()
         while self._pause is None and not self.done():
             paused = self._pauses or asyncio.get_running_loop().create_future()
             self._pauses = paused

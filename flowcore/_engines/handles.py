@@ -10,9 +10,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError
 from ..run import Run
-from .own_calls import is_called_in
+from .own_calls import refuse_own_run
 
 if TYPE_CHECKING:
     from .thread_driver import Driver
@@ -69,7 +68,7 @@ class RunFuture(Future[Run]):
         """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has
         ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         if not self.done():
-            self._refuse_own_run()
+            refuse_own_run(self._driver.run)
         with self._paused:
             if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
                 raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
@@ -95,17 +94,13 @@ class RunFuture(Future[Run]):
         """For engines: note that another driver continues the run after a wait."""
         self._driver = driver
 
-    def _refuse_own_run(self) -> None:
-        if is_called_in((self._driver.run,)):
-            raise FlowcoreError(f"this step cannot wait for run {self.run_id}, because that run waits for this step.")
-
     def _work_for_run(self, timeout: float | None) -> float | None:
         """Work on the run while its future is waited for, on a thread of the same engine. Returns how many of the
         `timeout` seconds are left."""
         if self.done():
             return timeout
         driver = self._driver
-        self._refuse_own_run()
+        refuse_own_run(driver.run)
         if not self._pool.owns_current_thread():
             return timeout
         until = math.inf if timeout is None else time.monotonic() + timeout

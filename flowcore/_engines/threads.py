@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort, abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, NoThread
+from ..errors import NoThread
 from ..events import Hook
 from ..exits import deferred, raise_deferred
 from ..forks import after_fork_in_child
@@ -31,7 +31,7 @@ from .checks import caller_drives, check_named
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .local import LocalEngine
-from .own_calls import is_called_in
+from .own_calls import refuse_own_close
 from .recovering import LEASE_OVER, RecoveryThread
 from .thread_driver import Driver
 from .thread_runs import ThreadRuns
@@ -401,8 +401,7 @@ class Engine(LocalEngine):
         Raises FlowcoreError if a step or a hook of this engine calls it, because it would wait for that run.
         """
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
-        if self._pool.owns_current_thread() or (limit is None and is_called_in(self._live)):
-            raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
+        refuse_own_close(self._live, None if self._pool.owns_current_thread() else limit)
         if self._schedules is not None:
             self._schedules.close()
         if self._looking is not None:

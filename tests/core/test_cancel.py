@@ -1,6 +1,7 @@
 """Cancelling (semantics 8): engine.cancel, futures, tasks at every await, closing engines."""
 
 import asyncio
+import math
 import threading
 from concurrent.futures import CancelledError, as_completed
 from contextlib import suppress
@@ -435,6 +436,28 @@ def test_an_engine_cannot_be_closed_by_one_of_its_own_steps() -> None:
         for where in (wf, closes_in_its_undo(engine)):  # on the caller's thread
             run = engine.run(where, check=False)
             assert "cannot be closed by one of its own steps" in run.explain()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another step"])
+def test_an_asyncengine_cannot_be_closed_by_one_of_its_own_steps(beside: bool) -> None:
+    async def main() -> None:
+        async with AsyncEngine() as engine:
+
+            async def closes(ctx: Context) -> None:
+                await engine.aclose(math.inf)
+
+            wf = Workflow("w")
+            wf.add_step("a", closes)
+            if beside:
+                wf.add_step("b", lambda ctx: 1)
+            with pytest.raises(FlowcoreError, match="cannot be closed by one of its own steps"):
+                await engine.run(wf)
+            undo = Workflow("undo")
+            undo.add_step("a", lambda ctx: 1, compensate=closes)
+            undo.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+            assert "cannot be closed by one of its own steps" in (await engine.run(undo, check=False)).explain()
+
+    run_async(main)
 
 
 def closes_in_its_undo(engine: Engine) -> Workflow:

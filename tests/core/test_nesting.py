@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from flowcore import (
     AsyncEngine,
+    AsyncRunFuture,
     Backoff,
     Context,
     Engine,
@@ -123,6 +124,35 @@ def test_a_step_that_waits_for_its_own_run_is_refused() -> None:
         run = mine[0].result(PATIENCE)
     why = f"this step cannot wait for run {run.id}, because that run waits for this step."
     assert set(run.results.values()) == {why}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another step"])
+def test_an_async_step_that_waits_for_its_own_run_is_refused(beside: bool) -> None:
+    async def main() -> None:
+        mine: list[AsyncRunFuture] = []
+
+        async def awaits(future: AsyncRunFuture) -> object:
+            return await future
+
+        def asks(wait: Callable[[AsyncRunFuture], Awaitable[object]]) -> Callable[[Context], Awaitable[str]]:
+            async def step(ctx: Context) -> str:
+                await asyncio.sleep(0)
+                with pytest.raises(FlowcoreError) as refused:
+                    await wait(mine[0])
+                return str(refused.value)
+
+            return step
+
+        wf = Workflow("w")
+        for number, wait in enumerate((awaits, AsyncRunFuture.waiting)):
+            wf.add_step(str(number), asks(wait), depends_on=str(number - 1) if number and not beside else ())
+        async with AsyncEngine() as engine:
+            mine.append(engine.submit(wf))
+            run = await mine[0]
+        why = f"this step cannot wait for run {run.id}, because that run waits for this step."
+        assert set(run.results.values()) == {why}
+
+    run_async(main)
 
 
 def test_the_timeout_of_a_step_that_waits_for_another_run_counts_while_it_works_on_it() -> None:
