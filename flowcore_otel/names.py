@@ -168,7 +168,7 @@ class Metric:
     labels: tuple[str, ...]
     """the label names in Prometheus; LABELS has their names in OpenTelemetry"""
     help: str
-    multiprocess: Literal["livesum", "livemin", "livemostrecent", "max"] = "livesum"
+    multiprocess: Literal["livesum", "livemin", "livemax", "livemostrecent", "max"] = "livesum"
     """how prometheus_client merges a gauge's values of several processes"""
     buckets: tuple[float, ...] = ()
     """upper bounds of a histogram, in seconds"""
@@ -358,7 +358,7 @@ SCHEDULE_NEXT: Final = Metric(
     "s",
     _OF_SCHEDULE,
     "When the next fire of a schedule is to begin; in the past while it has not.",
-    "max",
+    "livemax",
 )
 SCHEDULE_LATENESS: Final = _seconds("flowcore.schedule.lateness", _OF_SCHEDULE, "Seconds by which fires began late.")
 SCHEDULE_MISSED: Final = Metric(

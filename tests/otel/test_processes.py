@@ -46,6 +46,8 @@ def worker(runs, stay):
         engine = Engine(hooks=[hook], max_workers=1)
         for _ in range(runs):
             engine.run(orders)
+        if runs == 3:
+            engine.schedule(orders, every=3600, name="hourly")
         if stay:
             future = engine.submit(slow)
             started.wait(30)
@@ -116,6 +118,14 @@ def test_queued_runs_are_those_of_living_processes_each_counted_once(seen) -> No
     assert [scrape["flowcore_runs_queued", slow] for scrape in seen] == [2, 0]
     # The worker that is gone began one run, and the parent both of its own.
     assert [scrape["flowcore_run_queue_duration_seconds_count", slow] for scrape in seen] == [2, 3]
+
+
+def test_a_schedule_has_a_next_fire_while_a_process_that_has_it_lives(seen) -> None:
+    hourly = (
+        "flowcore_schedule_next_fire_timestamp_seconds",
+        frozenset({("workflow", "orders"), ("schedule", "hourly")}),
+    )
+    assert [hourly in scrape for scrape in seen] == [True, False]
 
 
 def test_the_oldest_start_is_never_the_epoch(seen) -> None:
