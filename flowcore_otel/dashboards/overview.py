@@ -25,7 +25,7 @@ flowcore release KEY   # settled by hand
 ```
 
 **held**: an undo failed, or a crash left a step in doubt.
-**parked**: the store was unreachable; recovery resumes it.
+**parked**: its process stopped, or the store was unreachable; recovery resumes it.
 **expired**: its process is gone, and no other took it over.
 """
 
@@ -241,10 +241,9 @@ def _failing(q: Source) -> Section:
             table(
                 (0, 0, 8, 8),
                 "Errors",
-                "Failed attempts in the time shown, by what was raised; many of them were retried. The first of a kind since a "
-                "process started is not counted: Prometheus does not see a series come into being.",
+                "Failed attempts in the time shown, by what was raised; many of them were retried.",
                 {q.label("error_type"): "Error"},
-                {"Count": (f"topk(10, round({q.increase(names.STEP_ERRORS, by=('error_type',))}))", "short")},
+                {"Count": (f"topk(10, {q.occurred(names.STEP_ERRORS, by=('error_type',))})", "short")},
                 sort="Count",
                 empty="No attempt failed.",
             ),

@@ -130,6 +130,15 @@ class Source:
         """Return a query for the increase in `window`, by default the whole range that the dashboard shows."""
         return self._sum(f"increase({self.select(metric, part, **matchers)}[{window}]{offset})", part, by)
 
+    def occurred(self, metric: Metric, *, by: tuple[str, ...]) -> str:
+        """Return a query for the increase of a counter in the range shown, including series that came into being in it.
+
+        Those begin with their first event, which increase() does not see, and their processes may have ended since.
+        """
+        series = self.select(metric)
+        known = f"(increase({series}[$__range]) and last_over_time({series}[1d] offset $__range))"
+        return f"round(sum {self.by(*by)} ({known} or last_over_time({series}[$__range])))"
+
     def _sum(self, rates: str, part: str, by: tuple[str, ...]) -> str:
         if self.native and part in {"count", "sum"}:
             rates = f"histogram_{part}({rates})"

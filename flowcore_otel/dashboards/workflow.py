@@ -197,18 +197,17 @@ def _retrying(q: Source) -> Section:
             table(
                 (15, 0, 9, 8),
                 "Errors of attempts",
-                "What was raised, and where, in the time shown. The first of a kind since a process started is not counted: "
-                "Prometheus does not see a series come into being.",
+                "What was raised, and where, in the time shown.",
                 {q.label("step"): "Step", q.label("error_type"): "Error"},
-                {"Count": (f"topk(10, round({q.increase(names.STEP_ERRORS, by=('step', 'error_type'))}))", "short")},
+                {"Count": (f"topk(10, {q.occurred(names.STEP_ERRORS, by=('step', 'error_type'))})", "short")},
                 sort="Count",
                 empty="No attempt failed.",
             ),
             lines(
                 (0, 8, 12, 6),
                 "Late completions",
-                "Attempts that ended after they had timed out. Their runs no longer waited for them: is the timeout "
-                "too short?",
+                "Attempts that ended after they had timed out. A step with further attempts waits for them and takes their "
+                "result; any other has failed by then: is the timeout too short?",
                 target(
                     f"{q.increase(late, window='$__rate_interval', by=by)} and {q.most(late, by=by)}",
                     q.legend("{{step}}"),

@@ -214,9 +214,13 @@ def target_instance(board: Json) -> Iterator[str]:
 
 @rule("target-counter-agg-rule")
 def target_counter_agg(board: Json) -> Iterator[str]:
-    for panel, found in _selectors(board):
+    of_panels = list(_selectors(board))
+    increased = {(panel["id"], found.metric) for panel, found in of_panels if found.function == "increase"}
+    for panel, found in of_panels:
         counter = re.search(r"_(total|sum|count|bucket)$", found.metric)  # stricter: the rule knows _total only
-        if counter and found.function not in {"rate", "irate", "increase"}:
+        # The only exception: the last value of a series that came into being, next to the increase of the others.
+        added = found.function == "last_over_time" and (panel["id"], found.metric) in increased
+        if counter and found.function not in {"rate", "irate", "increase"} and not added:
             yield f"panel {panel['title']!r}: the counter {found.metric} is shown as it stands"
 
 

@@ -15,7 +15,7 @@ from flowcore_otel import names
 from flowcore_otel.dashboards import Options, dashboards, files, rules
 from flowcore_otel.dashboards.queries import NATIVE, OTLP, PROMETHEUS, Source
 
-from .conftest import DASHBOARDS
+from .conftest import DASHBOARDS, board
 from .promql import labels_used, selectors
 from .servers import program
 
@@ -105,6 +105,42 @@ def test_a_changed_rule_fails_its_unit_tests(old: str, new: str, tests: str, tmp
     copy = tmp_path / "tests" / f"{tests}.yml"
     copy.write_bytes((RULES / "tests" / copy.name).read_bytes())
     assert promtool("test", "rules", copy).returncode == 1
+
+
+@pytest.mark.parametrize(("name", "title"), [("overview", "Errors"), ("workflow", "Errors of attempts")])
+def test_a_table_counts_errors_from_the_first_even_of_a_process_that_has_ended(
+    name: str, title: str, tmp_path: Path
+) -> None:
+    (panel,) = (panel for panel in board(name)["panels"] if panel["title"] == title)
+    expr = panel["targets"][0]["expr"].replace("$__range", "1h").replace("$workflow", "nightly")
+    of = 'job="shop", workflow="nightly", step="load"'
+    series = {
+        f'instance="ended", {of}, error_type="TimeoutError"': "_x70 1x5 _x60",
+        f'instance="first", {of}, error_type="ValueError"': "_x100 1x20",
+        f'instance="old", {of}, error_type="KeyError"': "7x90 9x30",
+        f'instance="quiet", {of}, error_type="OSError"': "5x120",
+    }
+    by = 'step="load", ' if name == "workflow" else ""
+    counts = {"TimeoutError": 1, "ValueError": 1, "KeyError": 2, "OSError": 0}
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f"flowcore_step_errors_total{{{labels}}}", "values": values} for labels, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": re.sub(r'=~"\$(job|instance)"', '=~".+"', expr),
+                "eval_time": "2h",
+                "exp_samples": [
+                    {"labels": f'{{{by}error_type="{error}"}}', "value": count} for error, count in counts.items()
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"tests": [case]}), "utf-8")
+    done = promtool("test", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # -- that the unit tests leave nothing out -----------------------------------------------------------------------------
