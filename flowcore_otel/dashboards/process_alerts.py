@@ -38,7 +38,7 @@ def of_workers(q: Source) -> list[Alert]:
         Alert(
             "FlowcoreStepsNotStarting",
             f"count {q.by('job', 'workflow')} (({ready} > 0 or {queued} > 0)\nunless ({started} > 0 or {begun} > 0)\n"
-            f"unless {per_process} ({busy} >= {per_process} {limit})) > 0",
+            f"and {per_process} ({busy} < {per_process} {limit})) > 0",
             "5m",
             "page",
             f"{OF} has steps that are ready, or runs that are queued, and do not start",

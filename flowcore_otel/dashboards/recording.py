@@ -107,7 +107,8 @@ def _ends(q: Source) -> list[Rule]:
     by = q.by("job", "workflow")
 
     def last(record: str, outcome: str) -> Rule:
-        ended = f"{q.select(names.LAST_END, outcome=outcome)}\nor max_over_time({record}[{_AGO}])"
+        # The end of a run whose clock was far ahead would hide all later ones.
+        ended = f"{q.select(names.LAST_END, outcome=outcome)} < time() + 3600\nor max_over_time({record}[{_AGO}])"
         return {"record": record, "expr": f"max {by} ({ended})\n> time() - {_FORGOTTEN}"}
 
     def first(record: str, after: str) -> Rule:

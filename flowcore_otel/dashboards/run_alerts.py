@@ -67,6 +67,16 @@ def of_runs(q: Source) -> list[Alert]:
             "store",
         ),
         Alert(
+            "FlowcoreRunsExpired",
+            f"{q.stored('parked', by=('workflow',))} > 0",
+            "1h",
+            "ticket",
+            f"{OF} has parked runs that no process resumes",
+            f"{OF}: runs that are parked, and have been for an hour: {{{{ $value }}}}. Is a process with recover_every= running, "
+            "does it know the workflow, and can it reach the store?",
+            "store",
+        ),
+        Alert(
             "FlowcoreSurveyMissing",
             f"{COUNTED} > 0\nunless {counted}",
             "10m",
@@ -99,7 +109,8 @@ def of_runs(q: Source) -> list[Alert]:
         Alert(
             "FlowcoreUndoneSurge",
             f"{undone_lately} / ({lately} > 0) > 0.05\n"
-            f"and {undone_lately} / ({lately} > 0) > 3 * ({USUALLY_UNDONE} offset 1h or {lately} * 0)\n"
+            # What was not recorded an hour ago, being new, or Prometheus having paused, is judged by the present day.
+            f"and {undone_lately} / ({lately} > 0) > 3 * ({USUALLY_UNDONE} offset 1h or {USUALLY_UNDONE})\n"
             f"and {lately} >= {ENOUGH}",
             "3m",
             "page",
