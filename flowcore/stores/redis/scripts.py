@@ -7,44 +7,65 @@ from __future__ import annotations
 
 from typing import Final
 
-from .lua import CHANGES, LEASE, NUMBERS, PACKED, RECORD, Script
+from .lua import CHANGES, DIGEST, LEASE, MAGIC, NUMBERS, PACKED, RECORD, Script
 
 __all__ = ["CHECKPOINT", "CLAIM", "FINISH", "RENEW", "WITHDRAW"]
 
 # ARGV: run id, '' or '=' fingerprint, graph, '' or '=' resumes, '' or '=' attached, lease (microseconds), '' or the fence
-# of the record that the caller has seen and could read, flags (q: queued, o: once), workflow; then the fields of a fresh
-# record. The comments "decide: ..." name the cases of decide.py.
+# of the record that the caller has seen and could read, flags (q: queued, o: once), workflow; then the other fields of a
+# fresh record. The comments "decide: ..." name the cases of decide.py.
 CLAIM: Final = Script(
-    NUMBERS,
-    PACKED,
-    CHANGES,
-    """
-local now = clock()
-local expires, queued = digits(now + ARGV[6]), string.find(ARGV[8], 'q', 1, true)
+    f"""
+local id, workflow, queued = ARGV[1], ARGV[9], string.find(ARGV[8], 'q', 1, true)
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local started, expires = string.format('%016.0f', now), string.format('%016.0f', now + ARGV[6])
 
-local function begin(generation, above, old)
-  local fence, started, before = digits(math.max(above + 1, now)), digits(now), places(ARGV[1])
-  redis.call('ZADD', KEYS[2], expires, ARGV[1])
-  redis.call('ZADD', KEYS[4], started, ARGV[1])
-  local text = file({run_id = ARGV[1], workflow = ARGV[9]}, queued and 'queued' or 'running', false)
-  replace(before, members(ARGV[1], text, started, expires))
+local function enter()  -- index a fresh run that is in `open` already
+  local name, letter = #workflow .. ':' .. workflow, queued and 'q' or 'r'
+  redis.call('ZADD', KEYS[4], started, id)
+  redis.call('HSET', KEYS[5], id, string.sub(KEYS[1], -{DIGEST}) .. letter .. '-0:' .. workflow)
+  local member = '-' .. letter .. name .. started .. id
+  redis.call('ZADD', KEYS[6], 0, member, 0, queued and member or 'l' .. name .. expires .. id)
   local left = redis.call('PTTL', KEYS[5])
   if left >= 0 and left < 86400000 then  -- renewals and endings set the rest of the expiry
     redis.call('PERSIST', KEYS[4])
     redis.call('PERSIST', KEYS[5])
   end
+end
+
+local function record(generation, fence)  -- write a fresh record
+  redis.call('HSET', KEYS[1], 'run_id', id, 'owner', id, 'workflow', workflow, 'graph', ARGV[3],
+    'status', queued and 'queued' or 'running', 'generation', generation, 'fence', fence, 'started', started, 'since', started,
+    'expires', expires, 'listed', expires, unpack(ARGV, 10, math.min(1009, #ARGV)))
+  for i = 1010, #ARGV, 1000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
+  return {{'begun', started, 'generation', generation, 'fence', fence, 'started', started}}
+end
+
+local new = redis.call('EXISTS', KEYS[1]) == 0  -- decide: no record
+if new and redis.call('ZADD', KEYS[2], 'NX', expires, id) == 1
+  and #redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', started, 'LIMIT', 0, 1) == 0 then
+  enter()
+  return record('0', started)
+end
+""",
+    NUMBERS,
+    PACKED,
+    CHANGES,
+    """
+local function begin(generation, above, old)
+  replace(places(id), {})
+  redis.call('ZADD', KEYS[2], expires, id)
+  enter()
   if old then
-    if old ~= ARGV[1] then unfile(old) end
+    if old ~= id then unfile(old) end
     redis.call('DEL', KEYS[1])
   end
   sweep(now)
-  redis.call('HSET', KEYS[1], 'generation', digits(generation), 'fence', fence, 'started', started, 'since', started,
-    'expires', expires, 'listed', expires, unpack(ARGV, 10, math.min(1009, #ARGV)))
-  for i = 1010, #ARGV, 1000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
-  return {'begun', started, 'generation', digits(generation), 'fence', fence, 'started', started}
+  return record(digits(generation), digits(math.max(above + 1, now)))
 end
 
-if redis.call('EXISTS', KEYS[1]) == 0 then return begin(0, 0) end  -- decide: no record
+if new then return begin(0, 0) end
 """,
     RECORD,
     """
@@ -197,11 +218,53 @@ return 1
 """,
 )
 
-# ARGV: run id, fence (0: that of the claim which began the run), retention (milliseconds; '' for a run that is kept),
-# status, 1 if it is held, microseconds until recovery may resume it or 'never', '' or the number that the record must
-# have reached, 1 if a step has ended, and for a run that only waits from now on how many of the values sent to it its
-# owner knows, else ''; then fields.
+# ARGV: run id, fence (0: that of the claim which began the run), '' or the number that the record must have reached,
+# flags as for CHECKPOINT, status, retention (milliseconds; '' for a run that is kept); for a run that is kept: 1 if it is
+# held, microseconds until recovery may resume it or 'never', and if it only waits from now on how many of the values sent
+# to it its owner knows, else ''; then fields. For a run that is not kept, these have `held`, `retries`, `reason`,
+# `undone`, `failed_step` and `error` only if they are not empty. Returns 1, or {word, ...}.
 FINISH: Final = Script(
+    f"""
+local base, flags, status, retention = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'schema', 'owner', 'workflow', 'started', 'listed')
+local id, workflow = got[1], got[7]
+if retention ~= '' and id == ARGV[1] and got[2] == ARGV[2] and got[3] == 'running' and got[4] == base and flags == 'p'
+  and got[5] == '2' and got[6] and workflow and got[8] and #got[8] == 16 and got[9] and #got[9] == 16 then
+  -- The usual case, in as few steps as it takes; what is below does the same for all cases.
+  local name, time, day = #workflow .. ':' .. workflow, redis.call('TIME'), 86400000
+  local now = time[1] * 1000000 + time[2]
+  redis.call('ZADD', KEYS[3], string.format('%.0f', now + retention * 1000), id)
+  if redis.call('ZREM', KEYS[6], '-r' .. name .. got[8] .. id, 'l' .. name .. got[9] .. id) == 2 then
+    local left, n = redis.call('PTTL', KEYS[5]), 0
+    local all, drop = redis.call('HGETALL', KEYS[1]), {{status = true, finished = true, expires = true, listed = true,
+      decision = true, before_status = true, before_expires = true, not_before = true, delay = true, takeovers = true, held = true,
+      retries = true, reason = true, undone = true, failed_step = true, error = true, waiting_for = true, owner = got[6] == id}}
+    for i = 7, #ARGV, 2 do drop[ARGV[i]] = true end
+    for i = 1, #all, 2 do
+      if not drop[all[i]] then
+        all[n + 1], all[n + 2] = all[i], all[i + 1]
+        n = n + 2
+      end
+    end
+    all[n + 1], all[n + 2], all[n + 3], all[n + 4] = 'status', status, 'finished', string.format('%.0f', now)
+    for i = 7, #ARGV do all[n + i - 2] = ARGV[i] end
+    for i = #all, n + #ARGV - 1, -1 do all[i] = nil end
+    redis.call('HSET', KEYS[5], id, string.sub(KEYS[1], -{DIGEST}) .. (status == 'compensation_failed' and 'x' or string.sub(status, 1, 1))
+      .. '-0:' .. workflow)
+    redis.call('ZREM', KEYS[2], id)
+    redis.call('SET', KEYS[1], {MAGIC!r} .. cmsgpack.pack(all), 'PX', retention)
+    if left < retention + day then
+      local expiry = string.format('%.0f', retention + 2 * day)
+      redis.call('PEXPIRE', KEYS[3], expiry)
+      if redis.call('EXISTS', KEYS[2]) == 0 then
+        redis.call('PEXPIRE', KEYS[4], expiry)
+        redis.call('PEXPIRE', KEYS[5], expiry)
+      end
+    end
+    return 1
+  end
+end
+""",
     NUMBERS,
     PACKED,
     RECORD,
@@ -213,17 +276,18 @@ if not all then return {'missing', digits(now)} end
 if all.kind or not checked(all) then return corrupted(now, KEYS[1], all) end
 local first = ARGV[2] == '0' and all.owner == ARGV[1] and not all.before_status
 if all.run_id ~= ARGV[1] or (all.fence ~= ARGV[2] and not first) then return {'lost', digits(now)} end
-if all.stage ~= 'owned' then return {'done', digits(now)} end  -- a late copy
+if all.stage ~= 'owned' then return 1 end  -- a late copy
 local seq = count(all.seq or '0')
 if not seq then return corrupted(now, KEYS[1], all) end
-if ARGV[7] ~= '' and seq < tonumber(ARGV[7]) then return {'behind', digits(now), 'seq', digits(seq)} end
-if ARGV[9] ~= '' and ((count(all.received or '0') or 0) > tonumber(ARGV[9]) or all.decision == 'cancel'
-  or all.decision == 'undo') then
+if base ~= '' and seq < tonumber(base) then return {'behind', digits(now), 'seq', digits(seq)} end
+local kept = retention == ''
+local held, due, received = kept and ARGV[7] == '1', kept and ARGV[8], kept and ARGV[9] or ''
+if received ~= '' and ((count(all.received or '0') or 0) > tonumber(received) or all.decision == 'cancel' or all.decision == 'undo') then
   return {'arrived', digits(now)}
 end
 
-local fields = {}
-for i = 10, #ARGV, 2 do
+local fields, progress = {'status', status}, string.find(flags, 'p', 1, true)
+for i = kept and 10 or 7, #ARGV, 2 do
   local name, text = ARGV[i], ARGV[i + 1]
   local old = all[name]
   if old and (name == 'seq' or string.find(name, '^[sw]:')) then
@@ -231,27 +295,26 @@ for i = 10, #ARGV, 2 do
     if not number then return corrupted(now, KEYS[1], all) end
     if number >= tonumber(string.match(text, '^%d+')) then name = nil end
   end
-  if name then
-    all[name] = text
-    put_in(fields, name, text)
-  end
+  if name then put_in(fields, name, text) end
 end
 
-if ARGV[3] ~= '' then
-  if ARGV[8] == '1' then all.takeovers = nil end
-  file_ended(all, ARGV[4], now, tonumber(ARGV[3]))
+if not kept then
+  for _, name in ipairs({'held', 'retries', 'reason', 'undone', 'failed_step', 'error'}) do all[name] = nil end
+  for i = 1, #fields, 2 do all[fields[i]] = fields[i + 1] end
+  if progress then all.takeovers = nil end
+  file_ended(all, status, now, tonumber(retention))
   all.finished = digits(now)
-  pack(all, ARGV[3])
-  return {'done', digits(now)}
+  pack(all, retention)
+  return 1
 end
-local due = ARGV[6] == 'never' and '9007199254740991' or digits(now + ARGV[6])
-file_open(all, ARGV[4], ARGV[5] == '1', (ARGV[5] == '1' or ARGV[6] == 'never') and '+inf' or due)
-if ARGV[9] == '' then put_in(fields, 'finished', digits(now)) end
-if ARGV[6] == 'never' or tonumber(ARGV[6]) ~= 0 then put_in(fields, 'not_before', due) end
+local later = due == 'never' and '9007199254740991' or digits(now + due)
+file_open(all, status, held, (held or due == 'never') and '+inf' or later)
+if received == '' then put_in(fields, 'finished', digits(now)) end
+if due == 'never' or tonumber(due) ~= 0 then put_in(fields, 'not_before', later) end
 write(fields)
 redis.call('HDEL', KEYS[1], 'expires', 'listed', 'decision', 'delay', 'before_status', 'before_expires',
-  ARGV[8] == '1' and 'takeovers' or 'delay')
-return {'done', digits(now)}
+  progress and 'takeovers' or 'delay')
+return 1
 """,
 )
 

@@ -30,7 +30,7 @@ from ..base import (
 from ..decide import makes_progress
 from ..encoding import microseconds
 from . import scripts
-from .calls import PAGE, Answer, Call, Exchange, as_bytes, digest_of, in_pages
+from .calls import PAGE, Answer, Call, Command, Exchange, as_bytes, digest_of, in_pages
 from .operating import OperatorVerbs
 
 __all__ = ["Verbs"]
@@ -44,6 +44,10 @@ _RENEWALS: Final = (
     Renewal.SENT,
     Renewal.UNDO,
 )
+_BY_SCRIPT: Final = frozenset({"run_id", "owner", "workflow", "graph", "status"})
+"""fields of a fresh record that the script knows"""
+_EMPTY: Final = {"held": "0", "retries": "0", "reason": "", "undone": "[]", "failed_step": "null", "error": "null"}
+"""fields that the end of a run leaves out if they have these texts"""
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
@@ -55,7 +59,7 @@ class Verbs(OperatorVerbs):
         if self._hides and not self._entered:
             yield from self._enter(writes=True)
         texts = self._encoding.encode_claim(claim)
-        fields = [text for field in texts.items() for text in field]
+        fields = [text for name, text in texts.items() if name not in _BY_SCRIPT for text in (name, text)]
         fingerprint = f"={texts['fingerprint']}" if "fingerprint" in texts else ""
         attached = "" if claim.attached is None else f"={claim.attached}"
         resumes = "" if claim.resumes is None else f"={claim.resumes}"
@@ -182,19 +186,23 @@ class Verbs(OperatorVerbs):
             yield from self._look()
         record, changes = ending.record, ending.changes
         fields = self._encoding.encode_ending(ending)
+        del fields["status"]
         waiting = record.status == "waiting"
         kept = record.held or record.status in RESUMABLE or waiting
         later = ending.retry_in if record.status in RESUMABLE or waiting else 0.0
-        head = (
-            *(as_bytes(record.run_id), record.fence, b"" if kept else self._retention, str(record.status)),
-            *(int(record.held), "never" if later == math.inf else microseconds(max(later, 0.0))),
-            b"" if changes is None else _numbers(changes)[0],
-            *(int(makes_progress(changes)), ending.received if waiting else b""),
-        )
+        base, late = (b"", False) if changes is None else _numbers(changes)
+        flags = ("p" if makes_progress(changes) else "") + ("l" if late else "")
+        head: Command = (as_bytes(record.run_id), record.fence, base, flags, str(record.status))
+        if kept:
+            due = "never" if later == math.inf else microseconds(max(later, 0.0))
+            head = (*head, b"", int(record.held), due, ending.received if waiting else b"")
+        else:
+            head = (*head, self._retention)
+            fields = {name: text for name, text in fields.items() if _EMPTY.get(name) != text}
         texts = [text.encode() for field in fields.items() for text in field]
         keys = self._keys(self._lookup(record.key))
         reply = yield from self._reply(scripts.FINISH, record.key, (len(keys), *keys, *head, *texts))
-        if reply[0] == b"done":
+        if reply == 1:
             return None
         if reply[0] == b"behind":
             return Behind(int(reply[3]))
