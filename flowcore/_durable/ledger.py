@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, cast
 
-from .._kernel import emit, stopping
+from .._kernel import emit, emit_steps, stopping
 from .._kernel.effects import Program, Sleep
 from .._kernel.inline import FirstAttempt
 from .._kernel.ledger import Errors, now_of
@@ -228,7 +228,7 @@ class Ledger(Unsaved):
         unblocked: list[int] = []
         with run.lock:
             run.unblock(node, unblocked)
-        emit.steps_ready(run, unblocked)  # before another worker can start them
+        emit_steps.steps_ready(run, unblocked)  # before another worker can start them
         if following is None:
             return run.join_queue(unblocked)
         with run.lock:

@@ -24,7 +24,7 @@ from ..plan import Node
 from ..retry import Pause, Retry, waits
 from ..run import ATTEMPTS_KEPT, shortened
 from ..status import Status
-from . import emit
+from . import emit_steps
 from .awaiting import awaited
 from .doubt import settle
 from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, Stop, WholeStep
@@ -151,7 +151,7 @@ class Attempts:
                 if scope is None:
                     context = run.context.copy()
                 else:
-                    attempt = emit.attempt_started(run, node, scope, self.number, self.allowed, undo=self.undo)
+                    attempt = emit_steps.attempt_started(run, node, scope, self.number, self.allowed, undo=self.undo)
                     context = attempt.context.copy()
                 outcome = yield Call(node, self.fn, ctx, context, seconds, is_async, self.undo)
             if outcome[1] is None and type(outcome[0]) not in PLAIN and is_awaitable(outcome[0]):
@@ -161,12 +161,14 @@ class Attempts:
             if abandoned is not None and not abandoned.began:
                 end = self._never_began(late=abandoned.timed_out)
                 if attempt is not None and scope is not None:
-                    emit.attempt_cancelled(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+                    emit_steps.attempt_cancelled(
+                        run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo
+                    )
                 return end
             end = judge(run, node, outcome, self.number, limit, undo=self.undo)
             outcome = (None, None)  # an error's traceback refers to this frame, which must not refer back to the error
             if attempt is not None and scope is not None:
-                emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+                emit_steps.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
                 if self.allowed > 1:
                     scope.attempts = shortened((*scope.attempts, (attempt.at, scope.ended)))
             if isinstance(end.error, ResultLost) and not self.undo:
@@ -273,7 +275,7 @@ class Attempts:
         if call.late_outcome is None:
             return None
         failed = call.late_outcome[1] is not None
-        emit.completed_late(run, call, Status.FAILURE if failed else Status.SUCCESS, call.late_outcome[1])
+        emit_steps.completed_late(run, call, Status.FAILURE if failed else Status.SUCCESS, call.late_outcome[1])
         if failed:
             return None
         run.forget(call)
@@ -287,7 +289,7 @@ class Attempts:
             return end
         began = 0.0
         if scope is not None:
-            began = emit.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
+            began = emit_steps.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
         waits_for = pause.delay if pause.delay and run.context.get(waits, True) else 0.0
         if run.ledger is not None and not undo:
             end.scope = scope

@@ -10,7 +10,7 @@ from ..errors import CompensationFailed, LeaseLost, safe_repr
 from ..plan import Node
 from ..run import Run, StepReport, error_line
 from ..status import Status
-from . import emit, stopping
+from . import emit, emit_steps, stopping
 from .effects import RESUME, WAIT, Interrupts, Program, Sleep, Stop
 from .inline import run_inline
 from .ledger import Takeover
@@ -62,7 +62,7 @@ def execute(run: RunState) -> Program[Run]:
     if held is not None:
         return (yield from _report(run, scope, held))
     if starts:
-        emit.first_ready(run)
+        emit_steps.first_ready(run)
     if run.on_pause is not None:
         run.on_pause(None)
     run.working = True
@@ -124,7 +124,7 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
         if run.observed:  # hooks may have declined the run
             run.scope = emit.run_started(run)
         if run.observed:
-            emit.first_ready(run)
+            emit_steps.first_ready(run)
     if interrupts is None or run.observed:
         run.progress = run_inline(run, is_async=is_async, interrupts=interrupts)
     else:  # its hooks have declined the run, so an interrupt may come at any moment

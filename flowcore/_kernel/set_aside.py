@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..plan import Node
 from ..run import StepReport
 from ..status import Status
-from . import emit, stopping
+from . import emit_steps, stopping
 from .ledger import now_of
 from .outcome import StepEnd
 from .run_state import RunState
@@ -86,4 +86,4 @@ def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
             end.report_to(run.report(node))
             stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
         if end.scope is not None:
-            emit.step_finished(run, node, end.scope, end if failed else end_left_to_next_owner(end))
+            emit_steps.step_finished(run, node, end.scope, end if failed else end_left_to_next_owner(end))

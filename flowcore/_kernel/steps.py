@@ -10,7 +10,7 @@ from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_async, is_awaitable
 from ..plan import Node
 from ..status import Status
-from . import emit, stopping
+from . import emit_steps, stopping
 from .attempts import Attempts, Limit, judge, wait_rest_of_backoff
 from .awaiting import awaited
 from .effects import REQUEST_WORKER, Call, Delegate, Outcome, Program, Stop
@@ -113,7 +113,7 @@ def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttemp
     """Make the attempts of a step, and emit its end."""
     end = yield from attempts.program(first)
     if attempts.scope is not None and end.status is not _WAITING:
-        emit.step_finished(run, node, attempts.scope, end)
+        emit_steps.step_finished(run, node, attempts.scope, end)
         end.scope = attempts.scope
     return end
 
@@ -144,7 +144,7 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
         end = yield from _began(run, run.ledger, node)
         if end is not None:
             return end
-    scope = emit.step_started(run, node) if run.observed else None
+    scope = emit_steps.step_started(run, node) if run.observed else None
     return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope)))
 
 
@@ -162,10 +162,10 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
         backed_off(run, scope)
     if end is not None:
         if scope is not None:
-            emit.step_finished(run, node, scope, end)
+            emit_steps.step_finished(run, node, scope, end)
         return end
     if scope is None and run.observed:
-        scope = emit.step_started(run, node)
+        scope = emit_steps.step_started(run, node)
     return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope)))
 
 
@@ -176,7 +176,7 @@ def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
     if end is None and node.name not in run.tried:
         end = _overdue(run)  # it waited until now for a process that runs it
     if end is None:
-        scope = emit.step_started(run, node) if run.observed else None
+        scope = emit_steps.step_started(run, node) if run.observed else None
         end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
         if end.status is not _WAITING:
             yield from wait_for_abandoned(run)
@@ -219,7 +219,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     announced: list[int] | None = [] if run.observed else None
     if end.status is _SKIPPED:
         run.report(node).status = _SKIPPED
-        emit.step_skipped(run, node)
+        emit_steps.step_skipped(run, node)
         after = run.skipped(node, announced)
     else:
         if run.observed or end.attempts > 1 or end.scope is not None or node.wait is not None:
@@ -228,7 +228,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
             run.past_pivot = True
         after = run.done(node, end.value, announced)
     if announced:  # hooks hear that a step is ready before another worker can start it
-        emit.steps_ready(run, announced)
+        emit_steps.steps_ready(run, announced)
         return run.join_queue(announced)
     return after
 
@@ -237,7 +237,7 @@ def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Progra
     """Save the end of a step that succeeded or was skipped, then continue as `_done` does."""
     end.report_to(run.report(node))
     if end.status is _SKIPPED:
-        emit.step_skipped(run, node)
+        emit_steps.step_skipped(run, node)
     elif node.step.pivot and not run.undo_ordered:
         run.past_pivot = True
     return (yield from ledger.ended(run, node, end))

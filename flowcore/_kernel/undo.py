@@ -10,7 +10,7 @@ from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..status import Status
-from . import emit, stopping
+from . import emit_steps, stopping
 from .attempts import Attempts
 from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program, Stop, WholeStep
 from .inline import FirstAttempt
@@ -108,7 +108,7 @@ def _record(run: RunState, call: Call, outcome: Outcome) -> bool:
     report.completed_late = status
     if run.ledger is not None and not call.shielded:
         report.completed_late_at = call.completed_late_at + run.ledger.epoch
-    emit.completed_late(run, call, status, error if isinstance(error, BaseException) else None)
+    emit_steps.completed_late(run, call, status, error if isinstance(error, BaseException) else None)
     return effect and call.node.compensation is not None and run.is_undone_here
 
 
@@ -123,7 +123,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
             return
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
-    scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
+    scope = emit_steps.undo_started(run, node, order, trigger, allowed) if run.observed else None
     began = ended = None  # seconds since the epoch; not set in memory, where nothing reads them
     if run.ledger is not None:
         began = run.settings.clock() + run.ledger.epoch
@@ -149,7 +149,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     elif end.scope is not None and end.scope.epoch is not None:  # the undo was run elsewhere
         began, ended = end.scope.at + end.scope.epoch, end.scope.ended + end.scope.epoch
     if scope is not None:
-        emit.undo_finished(run, node, scope, order, trigger, end)
+        emit_steps.undo_finished(run, node, scope, order, trigger, end)
     if end.error is not None and run.relinquished and run.finished is None:  # the next owner undoes this step
         return
     _note_undo(run, node, end, began, ended)
@@ -165,11 +165,11 @@ def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Progr
     how = node.compensation
     assert how is not None  # noqa: S101 - only nodes with an undo get here
     allowed = how.retry.attempts if how.retry else 1
-    scope = emit.undo_started(run, node, order, trigger, allowed)
+    scope = emit_steps.undo_started(run, node, order, trigger, allowed)
     end = yield from Attempts(run, node, how.fn, how.retry, how.timeout, scope, undo=True).program()
     if end.error is not None:
         _as_failure(node, end)
-    emit.undo_finished(run, node, scope, order, trigger, end)
+    emit_steps.undo_finished(run, node, scope, order, trigger, end)
     end.scope = scope
     return end
 

@@ -16,7 +16,7 @@ from ..retry import CENTURY
 from ..run import Sent
 from ..status import Status
 from ..step import NO_DEFAULT
-from . import emit
+from . import emit_steps
 from .effects import Alarm, Program
 from .outcome import StepEnd
 from .run_state import RunState
@@ -37,7 +37,7 @@ def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> P
         until = math.inf if wait.timeout is None else now + min(wait.timeout, CENTURY)
         with run.lock:
             waits.begin(node, now, until)
-        emit.wait_started(run, node)
+        emit_steps.wait_started(run, node)
         if run.ledger is not None and name not in waits.sent:
             try:
                 begins = yield from run.ledger.waits(run, node, until)
@@ -90,7 +90,7 @@ def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> Ste
         )
         end = StepEnd(Status.TIMEOUT, None, late)
     run.report(node).ran = waited
-    emit.wait_finished(run, node, end, waited, sent)
+    emit_steps.wait_finished(run, node, end, waited, sent)
     return end
 
 

@@ -374,26 +374,26 @@ MUTANTS = (
     m(
         "the end of a step is not reported",
         "steps",
-        "        emit.step_finished(run, node, attempts.scope, end)",
-        "        end.error is None and emit.step_finished(run, node, attempts.scope, end)",
+        "        emit_steps.step_finished(run, node, attempts.scope, end)",
+        "        end.error is None and emit_steps.step_finished(run, node, attempts.scope, end)",
     ),
     m(
         "the end of an attempt is reported as a failure",
-        "emit",
+        "emit_steps",
         "number, allowed, undo, end.status,",
         "number, allowed, undo, Status.FAILURE,",
     ),
     m(
         "late completions are not reported",
         "undo",
-        "    emit.completed_late(run, call",
-        "    run.parked and emit.completed_late(run, call",
+        "    emit_steps.completed_late(run, call",
+        "    run.parked and emit_steps.completed_late(run, call",
     ),
     m(
         "an attempt that completes late, and is awaited before the next one, is not reported",
         "attempts",
-        "        emit.completed_late(run, call",
-        "        run.parked and emit.completed_late(run, call",
+        "        emit_steps.completed_late(run, call",
+        "        run.parked and emit_steps.completed_late(run, call",
     ),
     m(
         "the finish is not stored",

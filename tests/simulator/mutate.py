@@ -45,8 +45,10 @@ MODULES = (
     *(
         "_kernel.settings",
         "_kernel.emit",
+        "_kernel.emit_steps",
         "_durable.claim",
         "_durable.takeover",
+        "_durable.restoring",
         "_durable.checkpoints",
         "_durable.ledger",
     ),
