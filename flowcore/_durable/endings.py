@@ -12,7 +12,7 @@ from ..run import error_line
 from ..status import Status
 from ..stores.base import Checkpoint, Ending, RunRecord
 
-__all__ = ["ending", "retry_in"]
+__all__ = ["ending", "has_progressed", "retry_in"]
 
 _LEASES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """leases to wait before the first retry, the second, and so on; all later ones wait as long as the last one here"""
@@ -49,12 +49,17 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None, ordered
             record.reason = run.reason or _reason(run, record)
         elif record.status is Status.COMPENSATION_FAILED or not ordered:
             record.reason = _reason(run, record)
-        retries, before = (0, 0) if run.earlier is None else (run.earlier.retries, run.earlier.ended)
-        progress = len(run.results) + (len(run.undone) if run.stopped else 0) > before
-        record.retries = (0 if progress else retries) + kept
+        before = 0 if run.earlier is None or has_progressed(run) else run.earlier.retries
+        record.retries = before + kept
     if record.status is Status.INCOMPLETE and run.workflow.undo == "never":  # only the next call resumes it
         return Ending(record, changes, math.inf)
     return Ending(record, changes, retry_in(run.settings.lease, record.retries) if kept else 0.0)
+
+
+def has_progressed(run: RunState) -> bool:
+    """Whether a step or an undo of the run has ended here."""
+    before = 0 if run.earlier is None else run.earlier.ended
+    return len(run.results) + (len(run.undone) if run.stopped else 0) > before
 
 
 def _reason(run: RunState, record: RunRecord) -> str:

@@ -4,8 +4,8 @@ Both engines share this code. A round is a generator that yields calls of the st
 `Engine` makes the calls and `AsyncEngine` awaits them. A round starts runs and returns; it never waits for them.
 
 Each engine resumes runs in an order of its own, so that engines that read the same list rarely claim the same run. A
-run whose owners crashed twice without progress is a suspect. An engine resumes one suspect at a time, so that a run
-that kills its process does not repeatedly take other recovered runs down with it.
+run whose owners crashed twice without progress is a suspect, until a step or an undo of it ends. An engine resumes one
+suspect at a time, so that a run that kills its process does not repeatedly take other recovered runs down with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..events import StoreSurveyed
 from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..workflow import Workflow
-from .endings import retry_in
+from .endings import has_progressed, retry_in
 from .takeover import left_to_callers
 
 __all__ = ["SURVEY_EVERY", "Ask", "Recovery", "Survey"]
@@ -275,7 +275,9 @@ class Recovery:
     def _next(self, skip: Collection[str | None]) -> RunRecord | None:
         """Take the next run to resume from the list; a suspect only if no other suspect is in flight."""
         with self._lock:
-            busy = any(record.takeovers >= _SUSPECT for record in self._in_flight.values())
+            busy = any(
+                record.takeovers >= _SUSPECT and not has_progressed(run) for run, record in self._in_flight.items()
+            )
             for index in range(len(self._found) - 1, -1, -1):
                 record = self._found[index]
                 if record.run_id not in skip and not (busy and record.takeovers >= _SUSPECT):

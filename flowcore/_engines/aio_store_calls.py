@@ -47,12 +47,10 @@ class StoreCalls(ThreadCalls):
 
         async def asked() -> None:
             try:
-                answer = (
-                    verb(ask.argument)
-                    if inspect.iscoroutinefunction(verb)
-                    else asyncio.to_thread(_called, verb, ask.argument)
-                )
-                pending.set((await answer, None))
+                if inspect.iscoroutinefunction(verb):
+                    pending.set((await verb(ask.argument), None))
+                else:
+                    pending.set(await asyncio.to_thread(_called, verb, ask.argument))
             except Exception as error:  # noqa: BLE001 - see above
                 pending.set((None, error))
             except (SystemExit, KeyboardInterrupt) as error:
@@ -76,9 +74,12 @@ class StoreCalls(ThreadCalls):
         return result or (None, StoreUnavailable("the event loop is shutting down."))
 
 
-def _called(verb: Callable[[object], Any], argument: object) -> Any:
-    """Call a verb of a sync store on a thread. An exit there must not end the loop that waits for the reply."""
+def _called(verb: Callable[[object], Any], argument: object) -> Outcome:
+    """Call a verb of a sync store on a thread. Its error is part of the reply: an exit must not end the loop that waits
+    for the reply, and a future cannot raise StopIteration."""
     try:
-        return verb(argument)
+        return verb(argument), None
+    except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+        return None, error
     except (SystemExit, KeyboardInterrupt) as error:
-        raise store_interrupted(error) from error
+        return None, store_interrupted(error)

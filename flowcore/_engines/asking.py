@@ -75,7 +75,21 @@ async def call_on_loop(call: StoreCall, context: contextvars.Context) -> Any:
     """Call the store outside of any run, without blocking the loop."""
     if inspect.iscoroutinefunction(getattr(call, "func", call)):
         return await asyncio.get_running_loop().create_task(call(), context=context)
-    return await asyncio.to_thread(context.run, call)
+    answer, failure = await asyncio.to_thread(context.run, _called, call)
+    try:
+        if failure is not None:
+            raise failure
+        return answer
+    finally:
+        del failure  # its traceback refers to this frame, which would be a reference cycle
+
+
+def _called(call: StoreCall) -> tuple[Any, BaseException | None]:
+    """Make a call on a thread. Its error is part of the reply, because a future cannot raise StopIteration."""
+    try:
+        return call(), None
+    except BaseException as error:  # noqa: BLE001 - it is raised on the loop
+        return None, error
 
 
 def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> Asking[bool]:

@@ -120,7 +120,7 @@ class RecoveryTasks:
 async def _look_often_on_loop(
     method: weakref.WeakMethod[Callable[[], Awaitable[float | None]]], wakeup: asyncio.Event, every: float, what: str
 ) -> None:
-    wait = min(every, _FIRST)
+    wait, task = min(every, _FIRST), asyncio.current_task()
     while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(wakeup.wait(), wait)
@@ -133,6 +133,10 @@ async def _look_often_on_loop(
             following = await look()
         except Exception as error:  # noqa: BLE001 - the next look tries again
             _warn(what, error)
+        except asyncio.CancelledError as error:
+            if task is None or task.cancelling():
+                raise
+            _warn(what, error)  # a client of the store, or user code, has raised it
         del look
         wait = every if following is None else following
 

@@ -164,6 +164,25 @@ def test_one_suspect_at_a_time_is_resumed(store: SQLiteStore) -> None:
     assert len(began) == 3
 
 
+def test_a_suspect_of_which_a_step_has_ended_delays_no_other_suspect(store: SQLiteStore) -> None:
+    gate, began, wf = threading.Event(), list[str](), Workflow("order")
+
+    def waits(ctx: Context) -> None:
+        began.append(ctx.run_id)
+        assert gate.wait(20)
+
+    wf.add_step("a", fine)
+    wf.add_step("b", waits, depends_on="a")
+    for key in ("x", "y"):
+        crashed(store, wf, key, times=3)
+    with Engine(store=store, workflows=[wf], recover_every=0.01, max_workers=8):
+        try:
+            until(lambda: len(began) == 2)
+        finally:
+            gate.set()
+    assert [record.status for record in store.list_runs()] == ["success"] * 2
+
+
 def test_runs_of_workflows_that_no_engine_lists_are_counted_and_logged_once(
     store: SQLiteStore, caplog: pytest.LogCaptureFixture
 ) -> None:

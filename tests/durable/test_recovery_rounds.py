@@ -88,6 +88,31 @@ def test_a_second_look_that_fails_is_logged(engines: str, caplog: pytest.LogCapt
     assert "a recovery round failed: StoreUnavailable: away" in [entry.message for entry in caplog.records]
 
 
+@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError, StopIteration])
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+def test_rounds_survive_whatever_a_store_raises(engines: str, error: type[BaseException]) -> None:
+    """A client of a store may raise CancelledError because a task of its own was cancelled."""
+
+    def fails() -> None:
+        if store.lists == 2:
+            raise error
+
+    store, wf = EmptyAtFirst(fails), one_step()
+    crashed(store, wf, "k")
+    options: dict[str, Any] = {"store": store, "workflows": [wf], "recover_every": 0.01}
+
+    async def main() -> None:
+        async with AsyncEngine(**options):
+            while store.find("k").status != "success":  # noqa: ASYNC110 - what ends it is in the store
+                await asyncio.sleep(0.001)
+
+    if engines == "asyncio":
+        asyncio.run(asyncio.wait_for(main(), 20))
+        return
+    with Engine(**options):
+        until(lambda: store.find("k").status == "success")
+
+
 def test_an_engine_without_workflows_recovers_nothing() -> None:
     store = SimulatedStore()
     crashed(store, one_step(), "k")
