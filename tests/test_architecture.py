@@ -8,6 +8,7 @@ import graphlib
 import importlib
 import inspect
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -472,6 +473,14 @@ def test_every_public_name_says_what_it_is(module: str) -> None:
 def test_no_file_is_too_long_to_be_read_in_one_go() -> None:
     lines = {name: len(text.splitlines()) for name, text in {**FLOWCORE, **OTEL}.items()}
     assert {name: number for name, number in lines.items() if number > LONGEST} == {}
+
+
+def test_the_readme_says_how_long_the_kernel_and_the_driver_of_threads_are() -> None:
+    drivers = {"flowcore._engines.thread_driver", "flowcore._engines.callers_thread"}
+    read = [text for name, text in FLOWCORE.items() if name.startswith("flowcore._kernel") or name in drivers]
+    said = re.search(r"the driver of `Engine`: ([\d,]+) lines", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert said is not None
+    assert int(said[1].replace(",", "")) == pytest.approx(sum(len(text.splitlines()) for text in read), rel=0.05)
 
 
 def test_every_module_says_what_it_is_for() -> None:
