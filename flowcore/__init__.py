@@ -47,13 +47,14 @@ from .errors import (
     UnknownDependency,
 )
 from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger, ProgressHook
+from .keys import NO_KEY
 from .retry import Backoff, Retry
 from .run import Run, Sent, StepReport
 from .snapshot import ContextSnapshot
 from .status import Status
 from .step import Landed, NotLanded, Step
 from .stores import MemoryStore
-from .workflow import NO_KEY, Workflow
+from .workflow import Workflow
 
 __all__ = [
     "NO_KEY",

@@ -10,8 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
 from . import describe
 from .context import Context
@@ -19,6 +18,7 @@ from .errors import DefinitionError, DuplicateStep, FlowcoreError, IdempotencyEr
 from .forks import hold_across_forks
 from .functions import take_one_argument
 from .inputs import Input
+from .keys import Key, NoKey, checked_key
 from .lint import advice
 from .new_steps import checked_name, copied_steps, dependency_names, new_step, new_wait, one_of
 from .own_errors import distinct_errors
@@ -40,41 +40,10 @@ if TYPE_CHECKING:
 else:
     I = TypeVar("I")  # noqa: E741
 
-__all__ = ["LONGEST_KEY", "NO_KEY", "NoKey", "Workflow", "checked_key"]
+__all__ = ["Workflow"]
 
 R = TypeVar("R")
-
-
-class NoKey(Enum):
-    """The type of NO_KEY."""
-
-    NO_KEY = "no key"
-
-
-NO_KEY: Final = NoKey.NO_KEY
-"""the idempotency key of a run that is to have none, and so is not protected against being repeated"""
-
-Key: TypeAlias = "str | NoKey"
 _PRINTED: Final[Any] = object()  # default of Workflow.run: a new PrintLogger, which uses the current sys.stdout
-
-
-LONGEST_KEY: Final = 1024
-"""the most characters that an idempotency key may have"""
-
-
-def checked_key(key: object) -> str:
-    """Return an idempotency key as a plain str. Raises IdempotencyError unless it is a string of a valid length."""
-    if not isinstance(key, str):
-        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
-    if not key:
-        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
-    if len(key) > LONGEST_KEY:
-        raise IdempotencyError(
-            f"an idempotency key has {len(key):,} characters; the limit is {LONGEST_KEY:,}. Use a shorter one, or a "
-            "hash of it.",
-            key=key,
-        )
-    return str.__str__(key)  # a member of an Enum is formatted as something else
 
 
 class WorkflowOptions(TypedDict, total=False):

@@ -27,6 +27,7 @@ PARTS: dict[str, str] = {
     "status": "",
     "functions": "errors",
     "inputs": "errors",
+    "keys": "errors",
     "retry": "errors functions",
     "fires": "",
     "schedule": "errors fires functions retry status",
@@ -44,14 +45,14 @@ PARTS: dict[str, str] = {
     "lint": "errors functions plan",
     "own_errors": "errors",
     "new_steps": "errors functions retry context step",
-    "workflow": "own_errors new_steps errors functions inputs retry step context plan describe lint snapshot forks",
+    "workflow": "own_errors new_steps errors functions inputs keys retry step context plan describe lint snapshot forks",
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events exits",
     "_durable": "own_errors errors functions status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
-    "_engines": "errors functions status retry context run workflow events stores _kernel _durable forks fires schedule exits",
+    "_engines": "errors functions keys status retry context run workflow events stores _kernel _durable forks fires schedule exits",
     "temporal": (
-        "errors own_errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
+        "errors own_errors keys status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
     ),
     "cli": "errors status stores workflow picture schedule fires _engines.driving",
     "__main__": "",

@@ -20,10 +20,11 @@ from ..errors import RunNotFound
 from ..events import Hook
 from ..exits import deferred, raise_deferred
 from ..forks import after_fork_in_child
+from ..keys import Key
 from ..retry import Duration, seconds
 from ..run import Run
 from ..status import Status
-from ..workflow import Key, Workflow
+from ..workflow import Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation
 from .aio_runs import AsyncRuns, pending_cancellations

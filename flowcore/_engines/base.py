@@ -36,10 +36,11 @@ from ..events import (
 )
 from ..events.hooks import hook_name
 from ..events.process import with_process_hooks
+from ..keys import Key
 from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..stores.base import Owner, Store
-from ..workflow import Key, Workflow
+from ..workflow import Workflow
 from .checks import checked_hooks, checked_namespace, checked_store, checked_workflows, period, positive_int
 from .interrupts import hold_sigint
 from .requests import checked_request

@@ -14,9 +14,9 @@ from typing import Any, Final, Generic, TypeVar
 
 from ..errors import DefinitionError, FlowcoreError, IdempotencyError, QueueFull, safe_repr
 from ..functions import take_one_argument
+from ..keys import Key
 from ..retry import flag
 from ..run import Run
-from ..workflow import Key
 from .aio_handles import AsyncRunFuture
 from .handles import RunFuture
 

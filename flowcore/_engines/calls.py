@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 from .._kernel.run_state import RunState
 from ..errors import RunNotFound
+from ..keys import Key
 from ..retry import Duration
 from ..run import Run
 from ..stores.base import Page, RunRecord
-from ..workflow import Key, Workflow
+from ..workflow import Workflow
 from .aio_handles import AsyncRunFuture
 from .asking import call_on_loop
 from .base import EngineBase, I

@@ -12,8 +12,9 @@ from .._kernel.request import Request
 from .._kernel.settings import Settings
 from ..context import initial, own_copy, step_name_taken
 from ..errors import AsyncStepInSyncEngine, DefinitionError, IdempotencyError, NotSerializable, safe_repr
+from ..keys import NO_KEY, Key, NoKey, checked_key
 from ..retry import Duration, seconds
-from ..workflow import NO_KEY, Key, NoKey, Workflow, checked_key
+from ..workflow import Workflow
 
 if TYPE_CHECKING:
     from ..plan import Plan

@@ -22,10 +22,11 @@ from .._durable.queueing import enqueue
 from .._kernel.run_state import RunState
 from ..errors import DefinitionError, RunParked, StoreError, safe_repr, safe_str
 from ..fires import fire_key, schedule_of
+from ..keys import LONGEST_KEY
 from ..schedule import Schedule, ScheduleStatus, check_values
 from ..stores.base import Lease
 from ..stores.encoding import Encoding
-from ..workflow import LONGEST_KEY, Workflow
+from ..workflow import Workflow
 from .aio_driver import AsyncDriver
 from .asking import call_on_loop, make_calls, make_calls_on_loop
 from .base import EngineBase, log, this_process

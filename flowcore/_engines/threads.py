@@ -20,10 +20,11 @@ from ..errors import NoThread
 from ..events import Hook
 from ..exits import deferred, raise_deferred
 from ..forks import after_fork_in_child
+from ..keys import Key
 from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Page, RunRecord, Store
-from ..workflow import Key, Workflow
+from ..workflow import Workflow
 from .asking import cancel_in_store, make_calls
 from .base import I, outcome
 from .batches import check_batch, checked_concurrency, completed, key_of

@@ -27,6 +27,7 @@ from .._kernel.effects import Ask, Outcome, Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, StoreUnavailable
 from ..events import Hook
+from ..keys import Key
 from ..own_errors import own_error
 from ..retry import Duration, seconds
 from ..run import Run, names_of_sent
@@ -34,7 +35,7 @@ from ..status import Status
 from ..stores.base import Claim, ClaimAnswer, Claimed, RunRecord
 from ..stores.codec import Codec
 from ..stores.decide import is_over
-from ..workflow import Key, Workflow
+from ..workflow import Workflow
 from .definitions import check_supported
 from .store import Awaited, TemporalStore
 
