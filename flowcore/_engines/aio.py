@@ -146,8 +146,11 @@ class AsyncEngine(LoopCalls, LocalEngine):
         (shielded from further cancellations), and CancelledError is raised again.
         """
         if until != "end" and not caller_drives(until, durable=self.store.durable):
-            run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
-            return await self._submitted(run, check=check).first_pause()
+            future = self._submitted(
+                self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True),
+                check=check,
+            )
+            return await future.first_pause()  # no local `run` here: see own_calls.is_called_in
         until_waiting = until == "waiting"
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         cancelled = pending_cancellations()
