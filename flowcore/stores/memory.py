@@ -157,7 +157,7 @@ class MemoryStore(Operating):
         run.record.expires = self._wall() + lease
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        """Record changes to a run, and renew its lease: see Store.checkpoint."""
+        """Record changes to a run, and renew its lease if it must: see Store.checkpoint."""
         if self._strict is not None:
             checkpoint = self._strict.checkpoint(checkpoint)
         with self._lock:
@@ -172,7 +172,8 @@ class MemoryStore(Operating):
             if record.seq < checkpoint.base and not checkpoint.heals:
                 return Behind(record.seq)
             run.note(checkpoint)
-            self._renew(run, self._clock(), checkpoint.lease)
+            if checkpoint.renews:
+                self._renew(run, self._clock(), checkpoint.lease)
             order = None if checkpoint.undoing else STOPS.get(record.decision)
             if order is None:
                 record.decision = None

@@ -28,6 +28,7 @@ WORKLOADS = {
     "import": "import_time",
     "scaling": "scaling",
     "redis": "durable_redis",
+    "redis-server": "durable_redis_server",
     "sqlite": "durable_sqlite",
     "dbos": "durable_dbos",
     "durable-scaling": "durable_scaling",

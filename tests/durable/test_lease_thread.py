@@ -139,7 +139,7 @@ def test_a_lease_that_no_timer_can_hold_is_one_of_a_century(lease: Any, engine_t
 
 
 class Keeps(Moody):
-    """A store that leaves leases as they are wherever it may, and whose renewals fail."""
+    """A store whose renewals fail, so that only checkpoints renew a lease."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,10 +151,6 @@ class Keeps(Moody):
             raise StoreUnavailable("no renewal")
         if verb == "checkpoint":
             self.renewing.append(argument.renews)
-
-    def _renew(self, run: Any, now: float, lease: float) -> None:
-        if not self.renewing or self.renewing[-1]:
-            super()._renew(run, now, lease)
 
 
 def chain(fn: Any, hooked: bool) -> tuple[Workflow, list[Any]]:

@@ -121,7 +121,8 @@ class Chronicle:
             case "checkpoint":
                 if call.answer is None or isinstance(call.answer, Renewal):
                     self._told(position, argument)
-                    self._renewed(call, argument.lease)
+                    if argument.renews:
+                        self._renewed(call, argument.lease)
             case "renew":
                 if call.answer[0] is not Renewal.LOST:
                     self._renewed(call, argument[1])

@@ -151,8 +151,8 @@ MUTANTS = (
     Mutant(
         "a record is healed with the last change alone",
         "flowcore._durable.checkpoints",
-        "healing = replace(checkpoint, steps=steps, writes=writes, heals=True)",
-        "healing = replace(checkpoint, heals=True)",
+        "healing = replace(checkpoint, steps=steps, writes=writes, heals=True, renews=True)",
+        "healing = replace(checkpoint, heals=True, renews=True)",
     ),
 )
 
