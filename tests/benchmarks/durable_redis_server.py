@@ -1,8 +1,8 @@
-"""What the processor of a Redis server does in a durable chain of ten: how much of it is round trips, which no script can do without.
+"""The time that the processor of a Redis server takes for a durable chain of ten, and how much of it is round trips.
 
-The same run is made by hand with commands that do less and less: the store's scripts; scripts that only check the owner's fence
-and write, without an index, a clock or a small record in the end; scripts that do nothing, with the same keys and arguments; and
-PING. What a run takes is what the server counts (INFO: used_cpu_user + used_cpu_sys), with clients that wait for each reply.
+The same run is sent by hand in four forms, each of which does less: the store's scripts; scripts that only check the owner's
+fence and write, without an index, a clock and a small record in the end; scripts that do nothing, with the same keys and
+arguments; and PING. The server counts the time (INFO: used_cpu_user + used_cpu_sys). The client waits for each reply.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_what_a_step_writes_goes_with_its_end_and_the_chain_continues(store: Tel
 
 
 def test_a_chain_longer_than_its_lease_asks_no_more_often_where_no_step_is(ledger: Ledger) -> None:
-    """Each checkpoint renews the lease, also of who has no heartbeat."""
+    """Its checkpoints renew the lease, also of an owner without a heartbeat."""
     wf = chain(ledger, *"abcdefghij")
     story = play(wf, seed=1, store=SimulatedStore(), key="k", callers=[Caller(beats=False)], lease=1.0, observed=False)
     assert story.calls[-1].began - story.began > 4.0
