@@ -56,7 +56,7 @@ def standing_for(error: BaseException) -> Any:
         try:
             if _same(error, pickle.loads(pickle.dumps(one)), whole=whole):  # noqa: S301 - what was written a moment ago
                 return one
-        except Exception:  # noqa: BLE001, S112 - user code runs here, and any error of it means no
+        except Exception:  # noqa: BLE001, S112 - user code runs here, and any error of it means that it does not
             continue
     return None
 
@@ -67,7 +67,7 @@ def survives_pickling(value: object) -> bool:
 
     try:
         return type(pickle.loads(pickle.dumps(value))) is type(value)  # noqa: S301 - what was written a moment ago
-    except Exception:  # noqa: BLE001 - user code runs here, and any error of it means no
+    except Exception:  # noqa: BLE001 - user code runs here, and any error of it means that it does not
         return False
 
 

@@ -143,7 +143,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
         """Raise SnapshotIsReadOnly."""
         raise SnapshotIsReadOnly(
             f"step {safe_repr(self.step)} has executor=, so its ctx is a copy and cannot be written. Return the value, "
-            "and let a step after it write it."
+            "and let a later step write it."
         )
 
     def _found(self, key: Any) -> Any:

@@ -300,7 +300,7 @@ class Workflow(Generic[I]):
     def _refuse_if_frozen(self, what: str) -> None:
         if self._frozen:
             raise DefinitionError(
-                f"cannot {what}: workflow {safe_repr(self.name)} has run, its definition is frozen. Make a new Workflow; in a "
+                f"cannot {what}: workflow {safe_repr(self.name)} has run, so its definition is frozen. Make a new Workflow; in a "
                 "notebook, run the cell that makes it again."
             )
 

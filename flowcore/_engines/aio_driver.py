@@ -253,7 +253,7 @@ class AsyncDriver(StoreCalls):
             self.raised_by_handler = error
         if program is not self._main:
             self.cancel(error)
-            if self.run.running > 0:  # a step that it may have held is given up after the grace that the others have
+            if self.run.running > 0:  # it may have been running a step, which is given up after the grace, like others
                 self.loop.call_later(self.run.settings.grace, self._free_places)
             else:
                 self._resume_main()

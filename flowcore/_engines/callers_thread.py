@@ -194,8 +194,8 @@ class CallersThread(ABC):
         return self._main
 
     def worker_ended(self, error: BaseException) -> None:
-        """Cancel the run because `error`, such as the exit of a signal handler, has ended a worker. A step that it may have
-        held is given up after the grace that the others have."""
+        """Cancel the run because `error`, such as the exit of a signal handler, has ended a worker. A step that it may
+        have been running is given up after the grace, like the others."""
         if is_exit_of_handler(error):
             self.raised_by_handler = error
         self.cancel(error)

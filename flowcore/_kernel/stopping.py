@@ -103,8 +103,7 @@ def park(run: RunState, error: Exception) -> None:
 
 
 def is_handed_over(run: RunState) -> bool:
-    """Whether the run is parked because its process or its engine stops, and neither because of an error nor for an
-    operator."""
+    """Whether the run is parked because its process or its engine stops, not because of an error or for an operator."""
     return run.parked and not run.held and (run.leaving is None or run.leaving.__cause__ is None)
 
 

@@ -261,6 +261,7 @@ def _ms(duration: float) -> str:
 
 class PrintLogger(Logger):
     """Prints a line for each event that a person wants to see. `file`: None means the sys.stdout of the moment.
+    Thread-safe: each line is one write, so that the lines of several threads do not mix.
 
     A method that a subclass overrides is called after the line is printed.
     """
@@ -275,14 +276,14 @@ class PrintLogger(Logger):
         if text is not None:
             file = self._file or sys.stdout
             try:
-                print(text, file=file)
+                print(f"{text}\n", end="", file=file)
             except UnicodeEncodeError:  # a terminal that is set to ASCII, or to a code page
-                print(encodable(text, file), file=file)
+                print(f"{encodable(text, file)}\n", end="", file=file)
         return super().__call__(event)
 
 
 class LoggingHook(Logger):
-    """Writes lifecycle lines through stdlib logging.
+    """Writes lifecycle lines through stdlib logging. Thread-safe.
 
     A failure is a WARNING, an event that needs a person an ERROR, anything else INFO. With `json=True` the message is
     one JSON object. Each record has `flowcore_run_id`, `flowcore_workflow`, `flowcore_step` and `flowcore_attempt`.

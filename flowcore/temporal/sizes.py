@@ -55,7 +55,7 @@ def check_claim(run_id: str, fields: Mapping[str, str]) -> None:
     if size > MOST:
         raise NotSerializable(
             f"run {run_id} cannot be stored: its initial values take {size:,} bytes, and a run on Temporal can carry "
-            f"{MOST:,}. Keep them elsewhere, and give the run their name."
+            f"{MOST:,}. Store them elsewhere, and pass a reference."
         )
 
 
@@ -65,7 +65,7 @@ def check_output(step: str, output: StepOutput) -> None:
     if size > MOST:
         raise NotSerializable(
             f"the result of step {safe_repr(step)} and what it wrote take {size:,} bytes, and a run on Temporal can carry {MOST:,}. "
-            "Keep them elsewhere, and return their names."
+            "Store them elsewhere, and return a reference."
         )
 
 
@@ -99,7 +99,7 @@ class Carried:
             return None
         return (
             f"the value takes {size:,} bytes, and run {self._run.run_id} would carry {total:,} with it: a run on "
-            f"Temporal can carry {MOST:,}. Keep it elsewhere, and send its name."
+            f"Temporal can carry {MOST:,}. Store it elsewhere, and send a reference."
         )
 
     def refusal(self, step: str, output: StepOutput) -> NotSerializable | None:
@@ -113,5 +113,5 @@ class Carried:
         own += sum(values[key] for key in writes)
         return NotSerializable(
             f"the result of step {safe_repr(step)} and what it wrote take {own:,} bytes, and run {self._run.run_id} would carry "
-            f"{total:,} with them: a run on Temporal can carry {MOST:,}. Keep the result elsewhere, and return its name."
+            f"{total:,} with them: a run on Temporal can carry {MOST:,}. Store the result elsewhere, and return a reference."
         )

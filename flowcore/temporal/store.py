@@ -178,8 +178,8 @@ class TemporalStore(Operators):
         return Busy(run_id, memo["carrier"], age, math.inf if waiting_for else self._lease, waiting_for=waiting_for)
 
     async def _is_held_instead(self, handle: Handle, execution: str) -> bool:
-        """Wait until the run that this execution left has received the call to resume it. Returns whether an operator
-        had held it before."""
+        """Wait until the incomplete run that this execution left has received the signal to resume it. Returns whether
+        an operator held the run first."""
         for attempt in range(1, _LOOKS + 1):
             await asyncio.sleep(_LOOK.delay(attempt))
             found = await self._described(handle)

@@ -211,7 +211,7 @@ class Network:
         return self._weather.fine
 
     def stop_faults(self) -> None:
-        """From now on, lose and double nothing, and end all outages."""
+        """Stop losing and doubling requests and replies, and end all outages."""
         self._weather = Weather(
             self._weather.latency, patience=self._weather.patience, goes_back=self._weather.goes_back
         )

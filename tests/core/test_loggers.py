@@ -106,6 +106,18 @@ def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledge
     )
 
 
+def test_printlogger_writes_each_line_at_once(ledger: Ledger, drive: Drive) -> None:
+    class Writes(io.StringIO):
+        def write(self, text: str, /) -> int:
+            written.append(text)
+            return len(text)
+
+    written: list[str] = []
+    drive(story(ledger), hooks=[PrintLogger(Writes())], check=False)
+    assert written
+    assert [text for text in written if text and not text.endswith("\n")] == []
+
+
 def test_printlogger_reports_late_completions(live: MakeLive, gate: Gate) -> None:
     out = io.StringIO()
     wf = Workflow("late")

@@ -122,7 +122,7 @@ def test_a_step_that_is_defined_again_says_what_to_do(outputs: list[list[Any]]) 
     """Cell 4 defines a step of a workflow that has run; cell 7 one that is there already; in between all is well."""
     assert outputs[4][0]["ename"] == "DefinitionError"
     assert (
-        "has run, its definition is frozen. Make a new Workflow; in a notebook, run the cell that makes it again."
+        "has run, so its definition is frozen. Make a new Workflow; in a notebook, run the cell that makes it again."
         in (outputs[4][0]["evalue"])
     )
     assert outputs[6] == []

@@ -94,7 +94,7 @@ def test_results_that_are_too_large_together_fail_their_step_and_the_run_is_undo
         async with temporal.open(chain, fan) as engine:
             with pytest.raises(NotSerializable, match=r"'s3' .* take 500,\d+ bytes, .* can carry 1,900,000") as caught:
                 await engine.run(chain)
-            assert "Keep the result elsewhere, and return its name." in str(caught.value)
+            assert "Store the result elsewhere, and return a reference." in str(caught.value)
             assert undone == ["s3", "s2", "s1", "s0"]
             run = await engine.run(fan, check=False)
             assert isinstance(run.error, NotSerializable)
