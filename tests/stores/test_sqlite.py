@@ -3,6 +3,7 @@
 import gc
 import itertools
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -479,6 +480,50 @@ def parked(store: SQLiteStore, path: Path) -> SQLiteStore:
     sql(path, "UPDATE runs SET expires = 5, before_expires = 5")
     granted(store, key="innocent", run_id="r3")
     return store
+
+
+def test_a_file_is_opened_by_a_symbolic_link_too(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    with closing(SQLiteStore(path)) as store, closing(SQLiteStore(link)) as linked:
+        granted(linked)
+        assert store.find("k") is not None
+        assert linked.doctor()["log"] == store.doctor()["log"] != 0
+        link.unlink()
+        link.symlink_to(tmp_path / "other.db")
+        with closing(SQLiteStore(tmp_path / "other.db")), pytest.raises(StoreError, match="was replaced while"):
+            granted(linked, key="l")
+        assert store.find("l") is None
+
+
+def test_a_log_beside_the_target_of_a_link_must_not_be_writable_by_others(path: Path, tmp_path: Path) -> None:
+    with closing(SQLiteStore(path)):
+        Path(f"{path}-wal").chmod(0o666)
+        (tmp_path / "link.db").symlink_to(path)
+        with pytest.raises(StoreError, match=r"-wal is writable by others"):
+            SQLiteStore(tmp_path / "link.db")
+
+
+def test_a_file_that_was_moved_is_not_written_even_if_a_link_leads_to_it(path: Path, tmp_path: Path) -> None:
+    """Others who open the file by the link would use another log."""
+    with closing(SQLiteStore(path)) as store:
+        granted(store)
+        path.rename(tmp_path / "moved.db")
+        path.symlink_to(tmp_path / "moved.db")
+        with pytest.raises(StoreError, match="was replaced while this SQLiteStore had it open"):
+            granted(store, key="l")
+
+
+def test_the_doctor_says_that_the_file_or_its_folder_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with closing(SQLiteStore(folder / "runs.db")) as store, closing(SQLiteStore(folder / "runs.db")) as looked:
+        looked.doctor()
+        shutil.rmtree(folder)
+        with pytest.raises(StoreError, match="was removed while this SQLiteStore had it open"):
+            looked.doctor()
+        with pytest.raises(StoreError, match=r"folder cannot be read \(No such file or directory\)"):
+            store.doctor()
 
 
 @pytest.mark.parametrize("verb", ["cancel", "erase", "hold", "release", "resume", "send", "undo"])

@@ -105,12 +105,13 @@ class Database:
         """Return facts about the file, by name. `deep`: check the integrity of the whole file too, beside the runs."""
 
         def ask(db: sqlite3.Cursor) -> list[str]:
+            self._opener.identity.check()
             return [str(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("journal_mode", "synchronous")]
 
         journal, synchronous = self.read(ask)
         status, disk = Path(self.path).stat(), shutil.disk_usage(Path(self.path).parent)
         others = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        log = Path(f"{self.path}-wal")
+        log = Path(self._opener.identity.log)
         facts: dict[str, Fact] = {
             "file": self.path,
             "journal": journal,

@@ -41,8 +41,8 @@ def check_access(path: str) -> None:
     """Raise StoreError if another user may have written the file or its log, or may replace them."""
     if not hasattr(os, "geteuid"):
         return
-    trusted = {os.geteuid(), 0}
-    for name in (path, f"{path}-wal", f"{path}-shm"):
+    trusted, file = {os.geteuid(), 0}, os.path.realpath(path)
+    for name in (file, f"{file}-wal", f"{file}-shm"):
         try:
             status = os.stat(name)  # noqa: PTH116 - as everywhere here
         except FileNotFoundError:
@@ -57,48 +57,62 @@ def check_access(path: str) -> None:
                 f"{name} is writable by others ({stat.filemode(status.st_mode)}): remove that permission with chmod "
                 "go-w, or pass shared=True if you trust them."
             )
-    folder = os.path.dirname(path)  # noqa: PTH120 - as everywhere here
-    mode = os.stat(folder).st_mode  # noqa: PTH116
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise StoreError(
-            f"the folder {folder} is writable by everyone, so anyone may replace {path}: remove that permission with "
-            "chmod o-w, or pass shared=True if you trust all users of this machine."
-        )
+    for folder in {os.path.dirname(path), os.path.dirname(file)}:  # noqa: PTH120 - as everywhere here
+        try:
+            mode = os.stat(folder).st_mode  # noqa: PTH116
+        except OSError as error:
+            raise StoreError(
+                f"The folder {folder} cannot be read ({error.strerror}): create it, or let this process read it."
+            ) from error
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise StoreError(
+                f"the folder {folder} is writable by everyone, so anyone may replace {path}: remove that permission "
+                "with chmod o-w, or pass shared=True if you trust all users of this machine."
+            )
 
 
 class Identity:
-    """Remembers which file was opened, to notice when the path leads to another one."""
+    """Remembers which file was opened, to notice when the path leads to another one. `log`: the name of its log, which
+    SQLite keeps beside the file itself, not beside a symbolic link to it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._log = f"{path}-wal"
+        self._target = path
+        self.log = f"{path}-wal"
         self._file = self._known_log = (0, 0)
 
     def remember(self, *, again: bool) -> None:
         """Remember which file was opened or, if it was open before (`again`), check that it is the same one."""
         if again:
             return self.check()
-        status = self._status(self._path)
+        target = os.path.realpath(self._path)
+        status = self._status(target)
         file = (status.st_dev, status.st_ino)
         if self._file not in {(0, 0), file}:
             raise self._replaced()
         if status.st_nlink != 1:
             raise self._linked()
-        log = self._status(self._log)
+        self._target, self.log = target, f"{target}-wal"
+        log = self._status(self.log)
         self._file, self._known_log = file, (log.st_dev, log.st_ino)
         return None
 
     def check(self) -> None:
         """Raise StoreError if the path does not lead to the file that was opened, or the file has a second name."""
-        status, log = self._status(self._path), self._status(self._log)
+        status, log = self._status(self._target), self._status(self.log)
         if (status.st_dev, status.st_ino) != self._file or (log.st_dev, log.st_ino) != self._known_log:
             raise self._replaced()
+        if self._target != self._path:
+            named = self._status(self._path, follow=True)
+            if (named.st_dev, named.st_ino) != self._file:
+                raise self._replaced()
         if status.st_nlink != 1:
             raise self._linked()
 
-    def _status(self, name: str) -> os.stat_result:
+    def _status(self, name: str, *, follow: bool = False) -> os.stat_result:
         try:
-            return os.stat(name)  # noqa: PTH116 - Path would take twice as long, for every claim
+            # Path would take twice as long, for every claim.
+            return os.stat(name, follow_symlinks=follow)  # noqa: PTH116
         except FileNotFoundError:
             raise StoreError(
                 f"{name} was removed while this SQLiteStore had it open, so nothing that is written now would be found "
