@@ -119,6 +119,7 @@ SCHEMA: Final = (
     "CREATE INDEX runs_by_due ON runs (workflow, due) WHERE due IS NOT NULL",
     "CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL",
     "CREATE INDEX runs_held ON runs (held) WHERE held = 1",
+    "CREATE INDEX runs_held_by_workflow ON runs (held, workflow) WHERE held = 1",
     "CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID",
     """
     CREATE TABLE counts (           -- of the runs that are neither running nor over

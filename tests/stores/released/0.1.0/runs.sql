@@ -80,6 +80,7 @@ CREATE INDEX runs_by_status ON runs (status, workflow);
 CREATE INDEX runs_by_due ON runs (workflow, due) WHERE due IS NOT NULL;
 CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL;
 CREATE INDEX runs_held ON runs (held) WHERE held = 1;
+CREATE INDEX runs_held_by_workflow ON runs (held, workflow) WHERE held = 1;
 CREATE TRIGGER count_begun AFTER INSERT ON runs WHEN new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked') BEGIN INSERT INTO counts SELECT new.workflow, CASE new.held WHEN 1 THEN 'held' ELSE new.status END, 1 WHERE (new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked')) AND new.workflow IS NOT NULL ON CONFLICT DO UPDATE SET number = number + 1; END;
 CREATE TRIGGER count_changed AFTER UPDATE OF status, held ON runs
     WHEN (old.status IS NOT new.status OR old.held IS NOT new.held)
