@@ -69,6 +69,14 @@ class PreviousRun:
         """Note what the record of a fire says about the latest run. `moment`: see `note`."""
         self.note((yield from latest_run(self._store, fire_key(self._name, fire), head)), moment)
 
+    def is_decided(self, fire: datetime) -> Generator[Ask, Any, bool]:
+        """Whether an engine has decided on a fire. If so, its record says which run is the latest."""
+        head: RunRecord | None = yield partial(self._store.head, fire_key(self._name, fire))
+        if not is_decided(head):
+            return False
+        yield from self.saw(fire, head, fire)
+        return True
+
     def in_progress(self, now: float) -> Generator[Ask, Any, str | None]:
         """The key of the latest run if it is in progress, or else None."""
         head = yield from self._head()

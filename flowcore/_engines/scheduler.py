@@ -21,13 +21,13 @@ from typing import Any, Final
 from .._durable.recovery import Ask
 from .._kernel.settings import Settings
 from ..errors import DefinitionError, IdempotencyError, NotSerializable, StoreError, safe_repr, safe_str
-from ..events import Event, ScheduleFired, ScheduleMissed, SchedulePlanned
+from ..events import Event, ScheduleFired, SchedulePlanned
 from ..fires import fire_key
 from ..schedule import Schedule, ScheduleStatus, status_of, window_of
-from ..stores.base import RunRecord
 from ..workflow import Workflow
-from .previous_run import PreviousRun, first_decided, is_decided
+from .previous_run import PreviousRun, first_decided
 from .schedule_log import Log
+from .skipped_fires import SkippedFires
 
 __all__ = ["LONGEST_WAIT", "Begin", "CallValues", "Scheduled"]
 
@@ -37,8 +37,6 @@ LONGEST_WAIT: Final = 30.0
 """the most seconds between two looks at the clock, which may be changed"""
 _LOOKED_BACK: Final = 1000
 """the most fires that a schedule makes up for"""
-_RECORDED: Final = 100
-"""the most records of fires that are left out together"""
 _OTHERS: Final = 30
 """how many of the latest fires of another definition are looked up"""
 _FAULTS: Final = (DefinitionError, IdempotencyError, NotSerializable)
@@ -101,11 +99,11 @@ class Scheduled:
         self._queue: deque[Fire] = deque()
         self._faulty: deque[tuple[Fire, str]] = deque()  # fires to skip, with the reason
         self._forgone: list[datetime] = []  # fires to leave out, because they are late
-        self._missed: list[datetime] = []  # fires that this engine has left out, and is to report
         self._retry_at: datetime | None = None
         self._failures = 0
         self._others_decided = self._position  # the last fire of another definition on which an engine has decided
         self._previous = PreviousRun(settings, schedule.name)
+        self._skipped = SkippedFires(schedule, workflow.name, self._log, self._previous, settings.clock, emit)
         self._cancelled: str | None = None
         self._blocked_since: datetime | None = None
         self._announced: datetime | None = None
@@ -241,16 +239,14 @@ class Scheduled:
         """Record for all engines which fires are not begun, and report those on which no engine has decided before."""
         while self._faulty:
             fire, why = self._faulty[0]
-            yield from self._skip(fire, "error", why)
+            yield from self._skipped.skip(fire.at, "error", why)
             self._faulty.popleft()
         if self._forgone:
             waiting = yield from self._waiting(self._forgone, now)
-            yield from self._leave_out([at for at in self._forgone if at not in waiting])
+            yield from self._skipped.leave_out([at for at in self._forgone if at not in waiting])
             self._queue.extend(Fire(at, made_up=True) for at in waiting)
             self._forgone.clear()
-        if self._missed:
-            self._report(self._missed, "down")
-            self._missed.clear()
+        self._skipped.report_left_out()
 
     def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
         """Begin or skip the fires in the queue, one after another, until one has to wait."""
@@ -273,7 +269,7 @@ class Scheduled:
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
         """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it, or if
         `values=` is still being called: after that, everything is looked up again."""
-        if (yield from self._is_decided(fire.at)):
+        if (yield from self._previous.is_decided(fire.at)):
             return True
         if self._log is not None:
             yield from self._look_at_others(self._log, now)
@@ -287,7 +283,7 @@ class Scheduled:
             return True
         fire.error = None
         if not fire.made_up and self.schedule.overlap == "skip":
-            yield from self._skip(fire, "overlap")
+            yield from self._skipped.skip(fire.at, "overlap")
             return True
         if not fire.made_up and self.schedule.overlap == "cancel":
             yield from self._make_way(busy)
@@ -306,7 +302,7 @@ class Scheduled:
                 ) from error
         begun = yield partial(self._begin, self.workflow, values, key)
         if not begun:
-            yield from self._is_decided(fire.at)
+            yield from self._previous.is_decided(fire.at)
         else:
             self._previous.note(key, fire.at)
             lateness = max(0.0, (self._now() - self.schedule.due(fire.at)).total_seconds())
@@ -318,13 +314,13 @@ class Scheduled:
     def _settle_superseded(self, fire: Fire, now: datetime) -> Generator[Ask, Any, None]:
         """Leave out the fires that this one replaces. This happens before it begins, because another engine may be
         about to begin one of them. Those that wait for the previous run are put into the queue before it instead."""
-        if not fire.superseded or (yield from self._is_decided(fire.at)):
+        if not fire.superseded or (yield from self._previous.is_decided(fire.at)):
             return
         waiting = yield from self._waiting(fire.superseded, now)
         fire.superseded = [at for at in fire.superseded if at not in waiting]
         self._queue.extendleft(Fire(at, made_up=True) for at in reversed(waiting))
         if not waiting:
-            yield from self._leave_out(fire.superseded)
+            yield from self._skipped.leave_out(fire.superseded)
             fire.superseded = []
 
     def _waiting(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, list[datetime]]:
@@ -334,58 +330,11 @@ class Scheduled:
             return []
         decided: dict[datetime, bool] = {}
         for at in fires:
-            decided[at] = yield from self._is_decided(at)
+            decided[at] = yield from self._previous.is_decided(at)
         ended = yield from self._previous.ended(now.timestamp())
         return [at for at in fires if ended is not None and not decided[at] and at.timestamp() <= ended]
 
-    def _leave_out(self, fires: list[datetime]) -> Generator[Ask, Any, None]:
-        """Record for all engines that these fires, which are in order, are not begun, and note those that are to be
-        reported, because no engine has decided on them. If there are many, only the first ones and the last one get a
-        record: before an engine begins a fire, it has looked up the fires before it."""
-        for at in [*fires[: _RECORDED - 1], *fires[_RECORDED - 1 :][-1:]]:
-            if (yield from self._is_decided(at)) or not (yield from self._record_skip(at, "down")):
-                continue
-            if at == fires[-1]:
-                for other in fires[_RECORDED - 1 : -1]:
-                    if not (yield from self._is_decided(other)):
-                        self._missed.append(other)
-            self._missed.append(at)
-
-    def _skip(self, fire: Fire, why: str, reason: str | None = None) -> Generator[Ask, Any, None]:
-        """Record for all engines that this fire is not begun, and report it, unless an engine has decided on it."""
-        if (yield from self._record_skip(fire.at, why, reason)):
-            self._report([fire.at], why)
-
-    def _record_skip(self, at: datetime, why: str, reason: str | None = None) -> Generator[Ask, Any, bool]:
-        """Record that this fire is not begun. Returns False if another engine has decided on it."""
-        if self._log is None:
-            return True
-        values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._previous.key}
-        reason = reason or f"skipped: {_REASONS[why]}"
-        if (yield from self._log.skip(fire_key(self.schedule.name, at), values, reason)):
-            return True
-        yield from self._is_decided(at)
-        return False
-
-    def _report(self, missed: list[datetime], why: str) -> None:
-        last = max(missed)
-        fires = "its fire at" if len(missed) == 1 else f"{len(missed)} fires, the last one at"
-        _log.warning(
-            "schedule %s did not begin %s %s: %s",
-            *(safe_repr(self.schedule.name), fires, last.isoformat(), _REASONS[why]),
-        )
-        at, name = self._settings.clock(), self.schedule.name
-        self._emit(ScheduleMissed(self.workflow.name, "", at, {}, name, len(missed), why, last.timestamp()))
-
     # -- the previous run ----------------------------------------------------------------------------------------------
-
-    def _is_decided(self, fire: datetime) -> Generator[Ask, Any, bool]:
-        """Whether an engine has decided on a fire. If so, its record says which run is the latest."""
-        head: RunRecord | None = yield partial(self._store.head, fire_key(self.schedule.name, fire))
-        if not is_decided(head):
-            return False
-        yield from self._previous.saw(fire, head, fire)
-        return True
 
     def _look_at_others(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
         """During a deploy that changes the times, note the latest run that engines with the other times have begun."""
@@ -402,7 +351,7 @@ class Scheduled:
     def _make_way(self, busy: str) -> Generator[Ask, Any, None]:
         """Cancel the previous run, and skip all fires in the queue but the latest."""
         while len(self._queue) > 1:
-            yield from self._skip(self._queue[0], "overlap", "skipped: a later fire came while it waited.")
+            yield from self._skipped.skip(self._queue[0].at, "overlap", "skipped: a later fire came while it waited.")
             self._queue.popleft()
         if busy != self._cancelled:
             here = yield partial(self._cancel, busy)
@@ -432,10 +381,3 @@ class Scheduled:
     def status(self) -> Generator[Ask, Any, ScheduleStatus]:
         """The status of the schedule: its next fires, and its last fire as the store has recorded it."""
         return status_of(self.schedule, self._store, self._now())
-
-
-_REASONS: Final = {
-    "down": "no engine was running in time.",
-    "overlap": "the previous run was still in progress.",
-    "error": "every attempt failed.",
-}
