@@ -29,7 +29,7 @@ from ..workflow import Workflow
 from .endings import has_progressed, retry_in
 from .takeover import left_to_callers
 
-__all__ = ["SURVEY_EVERY", "Ask", "Recovery", "Survey"]
+__all__ = ["SURVEY_EVERY", "Recovery", "StoreCall", "Survey"]
 
 SURVEY_EVERY: Final = 30.0
 """seconds between two surveys of the store"""
@@ -61,7 +61,7 @@ _UNKNOWN: Final = "_unknown"
 """the name under which a survey counts the runs of workflows that the engine does not have"""
 _log = logging.getLogger("flowcore")
 
-Ask = Callable[[], Any]
+StoreCall = Callable[[], Any]
 """a call of the store: a verb with its arguments"""
 _NO_FAULT: Final = (LeaseLost, RunNotFound, StoreUnavailable)
 """errors with which a healthy run may fail to be resumed here"""
@@ -150,7 +150,7 @@ class Recovery:
         skip: Collection[str | None] = (),
         *,
         fresh: bool = False,
-    ) -> Generator[Ask, Any, None]:
+    ) -> Generator[StoreCall, Any, None]:
         """Start runs that have no live owner, as many as there is room for, except those with an id in `skip`.
 
         `request`: creates the RunState for a definition, a key and a run id. `start`: starts it. `fresh`: list the runs
@@ -190,7 +190,7 @@ class Recovery:
 
     def resume(
         self, request: Callable[[Workflow[Any], str, str], RunState], key: str
-    ) -> Generator[Ask, Any, RunState | None]:
+    ) -> Generator[StoreCall, Any, RunState | None]:
         """Return the run to start for a key whose run waits in the store and may be resumed. Returns None if there is
         no such run, or if this engine does not have its workflow, or no room for it."""
         head: RunRecord | None = yield partial(self._settings.store.head, key)
@@ -234,7 +234,7 @@ class Recovery:
                 return not self._complete or now >= self._empty_until
             return now > self._fresh_until or self._refused > self._started * _REFUSED
 
-    def _look(self, *, reads_on: bool) -> Generator[Ask, Any, None]:
+    def _look(self, *, reads_on: bool) -> Generator[StoreCall, Any, None]:
         """List the runs that are due, page after page, until there are enough to choose from, or no more. Runs that this
         engine cannot resume now do not count. `reads_on`: continue after the part that was listed last."""
         asked, listed = self._settings.clock(), self._settings.store.list_resumable
@@ -357,7 +357,7 @@ class Recovery:
         """Whether the next survey is due."""
         return self._surveyed is None or self._settings.clock() - self._surveyed >= SURVEY_EVERY
 
-    def survey(self, known: Iterable[str]) -> Generator[Ask, Any, Survey]:
+    def survey(self, known: Iterable[str]) -> Generator[StoreCall, Any, Survey]:
         """Count the unfinished runs in the store, for the workflows `known` and those of this engine by name, and for
         all others as "_unknown"."""
         self._surveyed = self._settings.clock()
@@ -379,7 +379,7 @@ class Recovery:
         by_step = StoreSurveyed in self._settings.hooks.wanted
         return Survey(counts, (yield from self._awaited(counts)) if by_step else {})
 
-    def _awaited(self, counts: Mapping[tuple[str, str], int]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
+    def _awaited(self, counts: Mapping[tuple[str, str], int]) -> Generator[StoreCall, Any, dict[tuple[str, str], int]]:
         """Return how many runs wait, by workflow and step. The numbers are estimated from the newest runs if there are
         many."""
         found = dict.fromkeys(self._seen, 0)  # steps for which no run waits any more are counted as 0

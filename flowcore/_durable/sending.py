@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import StoreError
 from ..run import Sent
-from .recovery import Ask
+from .recovery import StoreCall
 
 __all__ = ["accepted", "counts_as"]
 
 
-def accepted(store: Any, key: str, name: str, sent: Sent) -> Generator[Ask, Any, tuple[bool, Sent | None]]:
+def accepted(store: Any, key: str, name: str, sent: Sent) -> Generator[StoreCall, Any, tuple[bool, Sent | None]]:
     """Send a value to a run by way of its store. Returns whether it counts, and the value that the wait gets, which may
     be an earlier one with the same id. The second is None if `sent` does not count, or if the record could not be read;
     the owner of the run then fetches it with its next renewal."""

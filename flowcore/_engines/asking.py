@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from .._durable.recovery import Ask as StoreCall
+from .._durable.recovery import StoreCall
 from ..errors import RunNotFound
 from ..stores.base import RunRecord, Store
 from ..stores.decide import is_over

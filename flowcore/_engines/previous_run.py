@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeGuard
 
-from .._durable.recovery import Ask
+from .._durable.recovery import StoreCall
 from .._kernel.settings import Settings
 from ..fires import LOG, fire_key, fire_of
 from ..schedule import Schedule
@@ -31,7 +31,7 @@ def is_decided(head: RunRecord | None) -> TypeGuard[RunRecord]:
 
 def first_decided(
     store: Store, schedule: Schedule, fires: Iterable[datetime]
-) -> Generator[Ask, Any, tuple[datetime, RunRecord] | None]:
+) -> Generator[StoreCall, Any, tuple[datetime, RunRecord] | None]:
     """The first of these fires on which an engine has decided, and the head of its record."""
     for fire in fires:
         head = yield partial(store.head, fire_key(schedule.name, fire))
@@ -40,7 +40,7 @@ def first_decided(
     return None
 
 
-def latest_run(store: Store, key: str, head: RunRecord) -> Generator[Ask, Any, str | None]:
+def latest_run(store: Store, key: str, head: RunRecord) -> Generator[StoreCall, Any, str | None]:
     """The key of the run that was the latest once an engine had decided on the fire with this key. If the fire was
     begun, this is its own run; if it was skipped, the run that its record names, or None."""
     if head.workflow != LOG:
@@ -65,11 +65,11 @@ class PreviousRun:
         if fire is not None and (known is None or known < fire or known > moment):
             self.key = key
 
-    def saw(self, fire: datetime, head: RunRecord, moment: datetime) -> Generator[Ask, Any, None]:
+    def saw(self, fire: datetime, head: RunRecord, moment: datetime) -> Generator[StoreCall, Any, None]:
         """Note what the record of a fire says about the latest run. `moment`: see `note`."""
         self.note((yield from latest_run(self._store, fire_key(self._name, fire), head)), moment)
 
-    def is_decided(self, fire: datetime) -> Generator[Ask, Any, bool]:
+    def is_decided(self, fire: datetime) -> Generator[StoreCall, Any, bool]:
         """Whether an engine has decided on a fire. If so, its record says which run is the latest."""
         head: RunRecord | None = yield partial(self._store.head, fire_key(self._name, fire))
         if not is_decided(head):
@@ -77,19 +77,19 @@ class PreviousRun:
         yield from self.saw(fire, head, fire)
         return True
 
-    def in_progress(self, now: float) -> Generator[Ask, Any, str | None]:
+    def in_progress(self, now: float) -> Generator[StoreCall, Any, str | None]:
         """The key of the latest run if it is in progress, or else None."""
         head = yield from self._head()
         return self.key if head is not None and self._blocks(head, now) else None
 
-    def ended(self, now: float) -> Generator[Ask, Any, float | None]:
+    def ended(self, now: float) -> Generator[StoreCall, Any, float | None]:
         """When the latest run ended: `now` if it is in progress, None if that is not known."""
         head = yield from self._head()
         if head is None:
             return None
         return now if self._blocks(head, now) else head.finished
 
-    def _head(self) -> Generator[Ask, Any, RunRecord | None]:
+    def _head(self) -> Generator[StoreCall, Any, RunRecord | None]:
         return None if self.key is None else (yield partial(self._store.head, self.key))
 
     def _blocks(self, head: RunRecord, now: float) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from .._durable.recovery import Ask
+from .._durable.recovery import StoreCall
 from ..errors import DefinitionError, FlowcoreError
 from ..fires import LOG, fire_key, log_key
 from ..schedule import Schedule
@@ -58,7 +58,7 @@ class Log:
         """Whether a new period has begun since this engine last read or renewed the log."""
         return self._read_in != int(now // self._period)
 
-    def open(self, now: float) -> Generator[Ask, Any, float]:
+    def open(self, now: float) -> Generator[StoreCall, Any, float]:
         """Since when this schedule's fires count, in seconds since the epoch: since engines first had its present
         definition, by the store's clock. Appends an entry if the last one is out of date."""
         current = int(now // self._period)
@@ -77,7 +77,7 @@ class Log:
             yield from self._append(current, number + 1 if period == current else 0, wanted)
         return now
 
-    def _before(self, values: Mapping[Any, Any], now: float) -> Generator[Ask, Any, dict[str, Any]]:
+    def _before(self, values: Mapping[Any, Any], now: float) -> Generator[StoreCall, Any, dict[str, Any]]:
         """The fields of a new entry about the definition that it replaces, and that definition's latest run. `values`:
         the entry of the replaced definition."""
         before, key = _definition(values), values["in_progress"]
@@ -91,7 +91,7 @@ class Log:
             key = (yield from latest_run(self._store, fire_key(before.name, found[0]), found[1])) or key
         return {"before": before.to_record(), "in_progress": key}
 
-    def look(self) -> Generator[Ask, Any, None]:
+    def look(self) -> Generator[StoreCall, Any, None]:
         """Notice an entry with another definition, which other engines have appended meanwhile."""
         period, number = self._seen
         while number < _CHANGES and (yield self._head(period, number + 1)) is not None:
@@ -102,7 +102,7 @@ class Log:
                 self.other = _definition(record.values)
             self._seen = (period, number)
 
-    def renew(self, now: float) -> Generator[Ask, Any, None]:
+    def renew(self, now: float) -> Generator[StoreCall, Any, None]:
         """Copy the last entry into the present period, unless it was written with another definition. The copy names no
         other definition, because a deploy does not take that long."""
         current = int(now // self._period)
@@ -113,14 +113,14 @@ class Log:
             period, number = current, -1
         self._read_in, self._seen = current, (period, number)
 
-    def skip(self, key: str, values: Mapping[str, Any], reason: str) -> Generator[Ask, Any, bool]:
+    def skip(self, key: str, values: Mapping[str, Any], reason: str) -> Generator[StoreCall, Any, bool]:
         """Record that the fire with this key is not begun. Returns whether this engine is the first to decide on it."""
         return (yield from self._write(key, values, Status.FAILURE, reason))
 
     def _is_same(self, values: Mapping[Any, Any]) -> bool:
         return (values.get("cron"), values.get("every"), values.get("timezone")) == self._schedule.times
 
-    def _last(self, current: int) -> Generator[Ask, Any, tuple[int, int, RunRecord | None]]:
+    def _last(self, current: int) -> Generator[StoreCall, Any, tuple[int, int, RunRecord | None]]:
         """The period, the number and the record of the last entry, in the current period or else in the previous one.
         The number is -1 and the record None if there is no entry."""
         for period in (current, current - 1):
@@ -132,15 +132,15 @@ class Log:
                 return period, number - 1, record
         return current, -1, None
 
-    def _head(self, period: int, number: int) -> Ask:
+    def _head(self, period: int, number: int) -> StoreCall:
         return partial(self._store.head, log_key(self._schedule.name, period, number))
 
-    def _append(self, period: int, number: int, values: Mapping[str, Any]) -> Generator[Ask, Any, bool]:
+    def _append(self, period: int, number: int, values: Mapping[str, Any]) -> Generator[StoreCall, Any, bool]:
         return (yield from self._write(log_key(self._schedule.name, period, number), values, Status.SUCCESS, None))
 
     def _write(
         self, key: str, values: Mapping[str, Any], status: Status, reason: str | None
-    ) -> Generator[Ask, Any, bool]:
+    ) -> Generator[StoreCall, Any, bool]:
         """Write a record that has ended. Returns False if another engine has written, or is writing, a record with this
         key."""
         claim = Claim(key, self._new_id(), LOG, "", LOG, {}, values, self._lease, once=True)

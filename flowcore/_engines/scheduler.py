@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from .._durable.recovery import Ask
+from .._durable.recovery import StoreCall
 from .._kernel.settings import Settings
 from ..errors import DefinitionError, IdempotencyError, NotSerializable, StoreError, safe_repr, safe_str
 from ..events import Event, ScheduleFired, SchedulePlanned
@@ -150,7 +150,7 @@ class Scheduled:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def look(self) -> Generator[Ask, Any, None]:
+    def look(self) -> Generator[StoreCall, Any, None]:
         """Begin the fires that are due. An Exception is logged, and the work is tried again; others are raised."""
         self._retry_at = None
         try:
@@ -183,7 +183,7 @@ class Scheduled:
         at = now + timedelta(seconds=delay)
         self._retry_at = at if following is None or following <= now else min(at, following)
 
-    def _open(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
+    def _open(self, log: Log, now: datetime) -> Generator[StoreCall, Any, None]:
         """Find the last fire that has a record: that fire, and all before it, have been decided on."""
         since = yield from log.open(now.timestamp())
         start = datetime.fromtimestamp(since, UTC)
@@ -235,7 +235,7 @@ class Scheduled:
             self._queue.remove(fire)
         return [at for fire in others for at in (*fire.superseded, fire.at)]
 
-    def _settle_missed(self, now: datetime) -> Generator[Ask, Any, None]:
+    def _settle_missed(self, now: datetime) -> Generator[StoreCall, Any, None]:
         """Record for all engines which fires are not begun, and report those on which no engine has decided before."""
         while self._faulty:
             fire, why = self._faulty[0]
@@ -248,7 +248,7 @@ class Scheduled:
             self._forgone.clear()
         self._skipped.report_left_out()
 
-    def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
+    def _begin_due(self, now: datetime) -> Generator[StoreCall, Any, None]:
         """Begin or skip the fires in the queue, one after another, until one has to wait."""
         while self._queue:
             fire = self._queue[0]
@@ -266,7 +266,7 @@ class Scheduled:
             self._queue.popleft()
             self._blocked_since = None
 
-    def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
+    def _decide(self, fire: Fire, now: datetime) -> Generator[StoreCall, Any, bool]:
         """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it, or if
         `values=` is still being called: after that, everything is looked up again."""
         if (yield from self._previous.is_decided(fire.at)):
@@ -290,7 +290,7 @@ class Scheduled:
         self._wait_for_the_run(now)
         return False
 
-    def _begin_one(self, fire: Fire) -> Generator[Ask, Any, None]:
+    def _begin_one(self, fire: Fire) -> Generator[StoreCall, Any, None]:
         key, values, call = fire_key(self.schedule.name, fire.at), self._values, fire.values
         if call is not None:
             fire.values = None  # if the fire cannot begin, the next try calls it again
@@ -311,7 +311,7 @@ class Scheduled:
 
     # -- fires that are not begun --------------------------------------------------------------------------------------
 
-    def _settle_superseded(self, fire: Fire, now: datetime) -> Generator[Ask, Any, None]:
+    def _settle_superseded(self, fire: Fire, now: datetime) -> Generator[StoreCall, Any, None]:
         """Leave out the fires that this one replaces. This happens before it begins, because another engine may be
         about to begin one of them. Those that wait for the previous run are put into the queue before it instead."""
         if not fire.superseded or (yield from self._previous.is_decided(fire.at)):
@@ -323,7 +323,7 @@ class Scheduled:
             yield from self._skipped.leave_out(fire.superseded)
             fire.superseded = []
 
-    def _waiting(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, list[datetime]]:
+    def _waiting(self, fires: list[datetime], now: datetime) -> Generator[StoreCall, Any, list[datetime]]:
         """The undecided ones of these fires that became due while the previous run was in progress, if `overlap` is
         "queue". An engine that was running at that time still has them in its queue."""
         if self.schedule.overlap != "queue":
@@ -336,7 +336,7 @@ class Scheduled:
 
     # -- the previous run ----------------------------------------------------------------------------------------------
 
-    def _look_at_others(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
+    def _look_at_others(self, log: Log, now: datetime) -> Generator[StoreCall, Any, None]:
         """During a deploy that changes the times, note the latest run that engines with the other times have begun."""
         yield from log.look()
         if log.other is not None:
@@ -348,7 +348,7 @@ class Scheduled:
             elif len(fires) == _OTHERS:
                 log.other = None  # no engine has it any more
 
-    def _make_way(self, busy: str) -> Generator[Ask, Any, None]:
+    def _make_way(self, busy: str) -> Generator[StoreCall, Any, None]:
         """Cancel the previous run, and skip all fires in the queue but the latest."""
         while len(self._queue) > 1:
             yield from self._skipped.skip(self._queue[0].at, "overlap", "skipped: a later fire came while it waited.")
@@ -378,6 +378,6 @@ class Scheduled:
             at, due = self._settings.clock(), None if planned is None else planned.timestamp()
             self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due))
 
-    def status(self) -> Generator[Ask, Any, ScheduleStatus]:
+    def status(self) -> Generator[StoreCall, Any, ScheduleStatus]:
         """The status of the schedule: its next fires, and its last fire as the store has recorded it."""
         return status_of(self.schedule, self._store, self._now())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from datetime import datetime
 from typing import Any, Final
 
-from .._durable.recovery import Ask
+from .._durable.recovery import StoreCall
 from ..errors import safe_repr
 from ..events import Event, ScheduleMissed
 from ..fires import fire_key
@@ -57,7 +57,7 @@ class SkippedFires:
             self._report(self._missed, "down")
             self._missed.clear()
 
-    def leave_out(self, fires: list[datetime]) -> Generator[Ask, Any, None]:
+    def leave_out(self, fires: list[datetime]) -> Generator[StoreCall, Any, None]:
         """Record for all engines that these fires, which are in order, are not begun, and note those that are to be
         reported, because no engine has decided on them. If there are many, only the first ones and the last one get a
         record: before an engine begins a fire, it has looked up the fires before it."""
@@ -70,12 +70,12 @@ class SkippedFires:
                         self._missed.append(other)
             self._missed.append(at)
 
-    def skip(self, at: datetime, why: str, reason: str | None = None) -> Generator[Ask, Any, None]:
+    def skip(self, at: datetime, why: str, reason: str | None = None) -> Generator[StoreCall, Any, None]:
         """Record for all engines that this fire is not begun, and report it, unless an engine has decided on it."""
         if (yield from self._record(at, why, reason)):
             self._report([at], why)
 
-    def _record(self, at: datetime, why: str, reason: str | None = None) -> Generator[Ask, Any, bool]:
+    def _record(self, at: datetime, why: str, reason: str | None = None) -> Generator[StoreCall, Any, bool]:
         """Record that this fire is not begun. Returns False if another engine has decided on it."""
         if self._log is None:
             return True
