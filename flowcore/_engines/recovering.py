@@ -26,7 +26,7 @@ _log = logging.getLogger("flowcore")
 class RecoveryThread:
     """Calls the method `look` regularly on a thread, until this is closed or the method's object is garbage-collected.
 
-    Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `ring` ends it. An
+    Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `wake` ends it. An
     exception of `look` is logged and does not end the thread. `what`: the purpose, for the thread's name and the log.
     Thread-safe. In a forked child, `start` must be called again.
     """
