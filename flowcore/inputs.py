@@ -143,8 +143,8 @@ class Input(Generic[I]):
         lost = _differences(self.build(values), others) if others else {}
         for name in lost:
             raise DefinitionError(
-                f"the input of workflow {safe_repr(self._workflow)} has the attribute {safe_repr(name)}, which is no field of "
-                f"{self.type.__name__}, so a run that is recorded would not keep it. Make it a field of the type in input=."
+                f"the input of workflow {safe_repr(self._workflow)} has the attribute {safe_repr(name)}, which is not a "
+                f"field of {self.type.__name__}, so a recorded run would not keep it. Make it a field of the type in input=."
             )
 
     def changes(self, given: I, values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class EngineBase:
         """Create a run that is about to start. Raises FlowcoreError once the engine is closed, and what
         `checked_request` raises."""
         if self._closed:
-            raise FlowcoreError("this engine is closed: it starts no more runs.")
+            raise FlowcoreError("this engine is closed and starts no more runs. Make another engine.")
         request = checked_request(
             self._settings,
             workflow,

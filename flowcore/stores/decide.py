@@ -10,7 +10,7 @@ import json
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import CorruptRecord, SendRefused, StoreError, hashed_key, safe_repr
+from ..errors import CorruptRecord, RunNotFound, SendRefused, StoreError, hashed_key, safe_repr
 from ..status import Status
 from .base import LIVE, RELEASED, RESUMABLE, Checkpoint, Claim, RunRecord
 
@@ -26,6 +26,8 @@ __all__ = [
     "is_over",
     "makes_progress",
     "takeover_delay",
+    "unknown_key",
+    "unknown_run",
 ]
 
 _MOST_LEASES: Final = 64
@@ -138,6 +140,18 @@ class Order(Enum):
     """the decision is recorded for the owner, which learns of it"""
     STOP = "stop"
     """the run has no owner from now on, and the next owner carries out the decision"""
+
+
+def unknown_key(key: str) -> RunNotFound:
+    """Return the error for a key that no run has."""
+    return RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+
+
+def unknown_run(run_id: str) -> RunNotFound:
+    """Return the error for an id that no run has."""
+    return RunNotFound(
+        f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
+    )
 
 
 def decide_order(record: RunRecord, live: bool, verb: str) -> Order:

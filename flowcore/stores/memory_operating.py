@@ -8,13 +8,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
+from ..errors import DefinitionError, safe_repr
 from ..forks import after_fork_in_child, hold_across_forks
 from ..retry import Duration, flag, seconds
 from ..status import Status
 from .arguments import check_key, check_listing, check_reason, check_resumable, check_run_id
 from .base import Page, RunRecord
-from .decide import OPEN, Order, decide_order, is_over
+from .decide import OPEN, Order, decide_order, is_over, unknown_key, unknown_run
 from .memory_run import LiveRun
 
 __all__ = ["Operating"]
@@ -82,9 +82,7 @@ class Operating:
             for run in self._runs.values():
                 if run.record.run_id == run_id:
                     return run.seen()
-        raise RunNotFound(
-            f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
-        )
+        raise unknown_run(run_id)
 
     def list_runs(
         self,
@@ -237,7 +235,7 @@ class Operating:
         check_key(key)
         run = self._runs.get(key)
         if run is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+            raise unknown_key(key)
         return run
 
     def gc(self) -> int:

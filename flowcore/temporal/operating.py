@@ -22,7 +22,7 @@ from ..run import names_of_sent
 from ..status import Status
 from ..stores.arguments import check_listing, check_reason
 from ..stores.base import Page, RunRecord
-from ..stores.decide import Order, decide_order
+from ..stores.decide import Order, decide_order, unknown_key
 from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
 from .server import RELEASE, TemporalServer, head_of, is_running
@@ -181,7 +181,7 @@ class Operators(TemporalServer):
         handle = self._handle(key)
         found = await self._described(handle)
         if found is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)
+            raise unknown_key(key)
         run_id = (await found.memo())["run_id"]
         text = self._encoding.dumped(value, Any, "the value for wait", name, run_id, STEP + name)
         host, pid = socket.gethostname(), os.getpid()
@@ -260,7 +260,7 @@ class Operators(TemporalServer):
         """Decide what a verb does to the run of a key. Raises RunNotFound, and StoreError if the verb is refused."""
         found = await self._described(self._handle(key))
         if found is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)
+            raise unknown_key(key)
         head = await head_of(found, self._lease)
         if force and is_running(found):
             return Order.STOP

@@ -190,7 +190,7 @@ def test_many_runs_are_counted_before_they_are_touched(flowcore: Given) -> None:
         (["graph", "..x:y"], 2, "cannot be imported"),
         (["ls", "--codec", "json:dumps"], 2, "calling 'json:dumps' without arguments raised TypeError"),
         (["ls", "--codec", "codec_of_test:raises"], 2, "raised RuntimeError: no key file"),
-        (["ls", "--codec", "codec_of_test:none"], 2, "'codec_of_test:none' is None, and not a codec"),
+        (["ls", "--codec", "codec_of_test:none"], 2, "'codec_of_test:none' is None, not a codec"),
         (["ls", "--codec", "raises_of_test:x"], 2, "cannot be imported (RuntimeError: boom)"),
         (["ls", "--codec", "syntax_of_test:x"], 2, "cannot be imported (SyntaxError"),
         (["ls", "--store", "redis://[::1"], 2, "not the URL of a store (Invalid IPv6 URL)"),

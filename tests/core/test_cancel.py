@@ -378,7 +378,7 @@ def test_close_waits_for_runs_in_flight_and_refuses_new_ones(ledger: Ledger) -> 
     engine.close()
     assert all(future.done() and future.result().status is Status.SUCCESS for future in futures)
     for refused in (engine.run, engine.submit):
-        with pytest.raises(FlowcoreError, match="this engine is closed: it starts no more runs"):
+        with pytest.raises(FlowcoreError, match="this engine is closed and starts no more runs"):
             refused(ledger.chain("a"))
     engine.close()  # twice is fine
 

@@ -274,7 +274,7 @@ def test_an_input_with_more_than_its_fields_is_refused_where_that_would_be_lost(
     wf = Workflow("buy", input=kind)
     wf.add_step("pay", lambda ctx: ctx.input is given)
     assert drive(wf, given)["pay"]
-    with pytest.raises(DefinitionError, match=f"has the attribute '{lost}', which is no field of {kind.__name__}"):
+    with pytest.raises(DefinitionError, match=f"has the attribute '{lost}', which is not a field of {kind.__name__}"):
         drive(wf, given, idempotency_key="k", store=MemoryStore())
 
 

@@ -8,12 +8,12 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, hashed_key, safe_repr
+from ...errors import CorruptRecord, StoreError, StoreUnavailable, hashed_key, safe_repr
 from ...retry import Duration, flag, seconds
 from ...run import Sent, names_of_sent
 from ..arguments import check_listing, check_resumable, check_run_id
 from ..base import Page, RunRecord
-from ..decide import OPEN, decide_send, has_wait, is_over
+from ..decide import OPEN, decide_send, has_wait, is_over, unknown_key, unknown_run
 from ..encoding import microseconds
 from . import doctor, index_scripts, operator_scripts
 from .calls import INDEX_KEYS, PAGE, Call, Calls, Exchange, as_bytes, digest_of, in_pages
@@ -180,7 +180,7 @@ class OperatorVerbs(Calls):
                     record = self._record(key, found)
                     if record is not None and record.run_id == run_id:
                         return record
-        raise RunNotFound(f"no run {safe_repr(run_id)} in this store: it is unknown, or its retention is over.")
+        raise unknown_run(run_id)
 
     def _heads(self, entries: Sequence[Entry]) -> Exchange[list[tuple[Entry, int, RunRecord]]]:
         """Return the heads of these runs in order, each with its entry and the server's time in microseconds (0 where
@@ -304,7 +304,7 @@ class OperatorVerbs(Calls):
             (reply,) = yield from self._read([place], heads=True)
             record = self._record(key, reply)
             if record is None:
-                raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+                raise unknown_key(key)
             now = self._answer(reply, key).now / 1e6
             sent = Sent(value, now, socket.gethostname(), os.getpid(), id, carrier or {})
             text = self._encoding.encode_sent(name, sent, record.run_id)
@@ -377,7 +377,7 @@ class OperatorVerbs(Calls):
         yield from self._look()
         answer = yield from self._run(script, key, self._keys(self._lookup(key)), first, second)
         if answer.word == "missing":
-            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+            raise unknown_key(key)
         if answer.word == "done":
             return
         record = self._encoding.decode(key, answer.fields)

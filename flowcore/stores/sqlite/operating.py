@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import CorruptRecord, DefinitionError, RunNotFound, hashed_key, safe_repr, safe_str
+from ...errors import CorruptRecord, DefinitionError, hashed_key, safe_repr, safe_str
 from ...retry import Duration, flag, seconds
 from ...run import Sent, names_of_sent
 from ...status import Status
 from ..arguments import check_listing, check_resumable, check_run_id
 from ..base import LIVE, Page, RunRecord
-from ..decide import OPEN, Order, decide_order, decide_send, is_over
+from ..decide import OPEN, Order, decide_order, decide_send, is_over, unknown_key, unknown_run
 from ..encoding import SENT, STEP, Encoding, microseconds
 from . import listing, tables
 from .database import Database
@@ -76,9 +76,7 @@ class Operating:
         check_run_id(run_id)
         record = self._stored(f"{tables.HEAD} WHERE run_id = ? AND {tables.KEPT}", run_id, self._now())
         if record is None:
-            raise RunNotFound(
-                f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
-            )
+            raise unknown_run(run_id)
         return record
 
     def _stored(self, sql: str, *values: Any) -> RunRecord | None:
@@ -199,7 +197,7 @@ class Operating:
         name, id = names_of_sent(name, id, carrier)  # noqa: A001
         record = self.head(key)
         if record is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+            raise unknown_key(key)
         sent = Sent(value, self._wall(), socket.gethostname(), os.getpid(), id, carrier or {})
         text = self._encoding.encode_sent(name, sent, record.run_id)
 
@@ -322,7 +320,7 @@ class Operating:
         """Return the row number and the head of a key's run, and whether it is live. Raises RunNotFound."""
         found = tables.found(db, self._lookup(key), now)
         if found is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
+            raise unknown_key(key)
         number, _, head = found
         record = self._encoding.decode(key, head)
         return number, record, record.status in LIVE and head.get("expires", now) > now
