@@ -80,6 +80,7 @@ __all__ = [
     "UnknownDependency",
     "error_message",
     "hashed_key",
+    "one_line",
     "restored",
     "safe_repr",
     "safe_str",
@@ -95,17 +96,17 @@ def safe_repr(value: object, limit: int = 80) -> str:
     if isinstance(value, str):
         if len(value) <= limit and value.isascii():
             return repr(value)
-        return _one_line(repr(value if len(value) <= limit else value[:limit] + "…"))
+        return one_line(repr(value if len(value) <= limit else value[:limit] + "…"))
     try:
         text = repr(value)
     except Exception as failure:  # noqa: BLE001 - anything may happen in user code
         text = f"a {type(value).__name__} (its __repr__ raised {type(failure).__name__})"
-    return _one_line(text if len(text) <= limit else text[:limit] + "…")
+    return one_line(text if len(text) <= limit else text[:limit] + "…")
 
 
 def safe_str(error: BaseException, limit: int = 1024) -> str:
     """Return `error_message` on one line: line breaks and control characters are escaped. Never raises."""
-    return _one_line(error_message(error, limit))
+    return one_line(error_message(error, limit))
 
 
 def error_message(error: BaseException, limit: int = 1024) -> str:
@@ -123,8 +124,8 @@ def encodable(text: str, stream: object) -> str:
     return text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _one_line(text: str) -> str:
-    """Escape every character that could begin a new line or control a terminal."""
+def one_line(text: str) -> str:
+    """Return a text with every character escaped that could begin a new line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(

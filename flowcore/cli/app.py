@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, cast
 import click
 from rich.console import Console
 
-from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable, safe_repr
+from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable, one_line, safe_repr
 from ..stores.arguments import LISTED
 from ..stores.base import Page, RunRecord
 from ..stores.opening import open_store
@@ -167,11 +167,6 @@ def shows(text: str) -> bool:
     except UnicodeError:
         return False
     return True
-
-
-def one_line(text: str) -> str:
-    """Return `text` without line breaks and control characters, which could forge a line or move the cursor."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def with_key(error: FlowcoreError) -> str:

@@ -16,14 +16,14 @@ import click
 from rich.table import Table
 
 from .._engines.driving import drive
-from ..errors import DefinitionError, safe_repr
+from ..errors import DefinitionError, one_line, safe_repr
 from ..fires import LOG, logged_schedule
 from ..picture import Timeline, gantt
 from ..schedule import Schedule, ScheduleStatus, status_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
-from .app import URGENT, Operator, complete_status, one_line, pages, pass_operator, say, shows
+from .app import URGENT, Operator, complete_status, pages, pass_operator, say, shows
 from .words import age, as_data, duration, next_commands, state_of
 
 __all__ = ["COMMANDS"]
@@ -79,7 +79,7 @@ def _table(records: Sequence[RunRecord]) -> Table:
             state_of(record, now),
             duration(max(0.0, now - record.started)) if record.started else "",
             record.run_id[:12],
-            record.problem or record.reason or "",
+            one_line(record.problem or record.reason or ""),
         )
         table.add_row(*(_unmarked(cell) for cell in cells))
     return table

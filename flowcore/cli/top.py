@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import FlowcoreError
+from ..errors import FlowcoreError, one_line
 from ..stores.base import RunRecord
-from .app import Operator, one_line, pass_operator, with_key
+from .app import Operator, pass_operator, with_key
 from .words import duration, state_of
 
 __all__ = ["Screen", "top"]

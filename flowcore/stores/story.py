@@ -7,7 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..errors import safe_repr
+from ..errors import one_line, safe_repr
 from ..run import StepReport, error_line, in_words
 from ..status import Status
 
@@ -53,7 +53,7 @@ def _standing(record: RunRecord) -> str:
     if record.status is Status.WAITING and record.waiting_for:
         return _awaits(record, record.not_before)
     if record.status is Status.COMPENSATED:
-        return f"failed{failed}{why}; undone: {', '.join(record.undone)}"
+        return f"failed{failed}{why}; undone: {', '.join(map(one_line, record.undone))}"
     if (
         record.status in {Status.RUNNING, Status.QUEUED}
         and record.expires is not None
@@ -90,7 +90,7 @@ def _circumstances(record: RunRecord) -> list[str]:
     """Why the run is parked or held, who owns it, what was sent to it, and what an operator has decided."""
     lines: list[str] = []
     if record.reason is not None:
-        lines.append(f"reason: {record.reason}")
+        lines.append(f"reason: {one_line(record.reason)}")
     if record.owner is not None:
         since = f" since {moment(record.owner.since)}" if record.owner.since else ""
         owner, before = _process(record.owner), record.previous_owner

@@ -377,3 +377,11 @@ def test_a_shell_completes_commands_options_and_statuses(typed: str, offered: li
 def test_the_version_needs_nothing(url: str) -> None:
     done = subprocess.run([sys.executable, "-m", "flowcore", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == "flowcore 0.1.0\n"
+
+
+def test_no_reason_steers_the_terminal_of_an_operator(flowcore: Given) -> None:
+    assert flowcore("hold", "order-0", "--reason", "a\nb\x1b[2J")[0] == 0
+    for shown in (flowcore("ls", "--status", "held"), flowcore("show", "order-0")):
+        assert shown[0] == 0
+        assert r"a\nb\x1b[2J" in shown[1]
+        assert "\x1b" not in shown[1]

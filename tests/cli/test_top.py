@@ -109,7 +109,7 @@ def test_a_store_that_is_away_is_said_and_what_was_seen_stays(
 
     monkeypatch.setattr(screen._operator.store, "counts", away)
     screen.look()
-    assert "the store is away" in text(screen)
+    assert r"the store is\naway" in text(screen)
     assert held(store)[0] in text(screen)
 
 

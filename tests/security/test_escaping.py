@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowcore import Context, Engine, LoggingHook, PrintLogger, Workflow
-from flowcore.cli.app import one_line
-from flowcore.errors import safe_repr, safe_str
+from flowcore.errors import one_line, safe_repr, safe_str
 from flowcore.picture.timeline import Timeline
 from flowcore.stores import MemoryStore
 from flowcore_otel import PrometheusHook
@@ -79,6 +78,27 @@ def test_no_text_makes_a_line_of_a_log_or_steers_a_terminal(text: str) -> None:
     assert plain(one_line(text))
     assert plain(safe_repr(text))
     assert plain(safe_str(ValueError(text)))
+
+
+@hostile
+@given(text=texts)
+def test_no_name_and_no_reason_makes_a_line_of_what_a_record_says(text: str) -> None:
+    def fails(ctx: Context) -> None:
+        raise ValueError(text)
+
+    store, wf = MemoryStore(), Workflow(text)
+    undone = wf.add_step(text, lambda ctx: None, compensate=lambda ctx: None)
+    wf.add_step("then", fails, depends_on=undone)
+    with Engine(store=store) as engine:
+        run = engine.run(wf, idempotency_key=text, check=False)
+    said = [run.explain().splitlines()]
+    for decide in (lambda: None, lambda: store.hold(text, text), lambda: store.undo(text, reason=text)):
+        decide()
+        record = store.find(text)
+        assert record is not None
+        said.append(record.explain().splitlines())
+    assert [len(lines) for lines in said] == [3, 3, 4, 5]
+    assert all(plain(line) for lines in said for line in lines)
 
 
 class Tags(HTMLParser):
