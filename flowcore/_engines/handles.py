@@ -58,11 +58,11 @@ class RunFuture(Future[Run]):
         In a step on a thread of the same engine, this call works on the run while it waits; a step of the run that it
         performs may outlast `timeout`. Raises FlowcoreError in a step that the run itself waits for, such as its own.
         """
-        return super().result(self._work_for_run(timeout))
+        return super().result(self._work_for_run(_finite(timeout)))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait as `result` does. Returns the exception that `result` would raise, or None."""
-        return super().exception(self._work_for_run(timeout))
+        return super().exception(self._work_for_run(_finite(timeout)))
 
     def waiting(self, timeout: float | None = None) -> Run:
         """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has
@@ -70,7 +70,7 @@ class RunFuture(Future[Run]):
         if not self.done():
             refuse_own_run(self._driver.run)
         with self._paused:
-            if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
+            if not self._paused.wait_for(lambda: self._pause is not None or self.done(), _finite(timeout)):
                 raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
             if self._pause is not None and not self.done():
                 return self._pause
@@ -111,3 +111,8 @@ class RunFuture(Future[Run]):
         else:
             driver.on_over(driver)
         return None if timeout is None else max(0.0, until - time.monotonic())
+
+
+def _finite(timeout: float | None) -> float | None:
+    """Return the timeout as one that a lock can wait for."""
+    return None if timeout is None else min(timeout, threading.TIMEOUT_MAX)

@@ -23,6 +23,7 @@ from flowcore import (
     QueueFull,
     Retry,
     RunFailed,
+    RunFuture,
     RunParked,
     Status,
     StepCancelled,
@@ -266,6 +267,18 @@ def test_close_without_a_limit_works_off_what_was_accepted(limit: float | None, 
     futures = [engine.submit(ledger.chain("a")) for _ in range(5)]
     engine.close(timeout=limit)
     assert [future.result(0).status for future in futures] == [Status.SUCCESS] * 5
+
+
+@pytest.mark.parametrize("wait", [RunFuture.result, RunFuture.exception, RunFuture.waiting])
+def test_a_future_can_be_waited_for_without_a_limit(wait: Callable[[RunFuture, float], Any]) -> None:
+    began, goes, wf = Gate(), Gate(), Workflow("w")
+    wf.add_step("a", began.then(goes))
+    with Engine() as engine:
+        future = engine.submit(wf)
+        began.wait()
+        threading.Timer(0.01, goes.set).start()
+        wait(future, math.inf)
+        assert future.done()
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.stores import MemoryStore
+from flowcore.testing import SimulatedStore
 from tests.core.conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async, until
 
 
@@ -196,6 +198,21 @@ def test_a_deadline_counts_from_the_claim_not_from_the_submit(ledger: Ledger) ->
         assert queued.result(PATIENCE).status is Status.SUCCESS
         assert first.result(PATIENCE).status is Status.SUCCESS
     assert ledger == ["a"]
+
+
+def test_on_a_durable_store_the_time_in_the_queue_counts_too(ledger: Ledger) -> None:
+    blocked, taken, release = Workflow("blocked"), Gate(), Gate()
+    blocked.add_step("a", taken.then(release))
+    with Engine(store=SimulatedStore(clock=time.monotonic), max_workers=1) as engine:
+        first = engine.submit(blocked)
+        taken.wait()
+        queued = engine.submit(ledger.chain("a"), deadline=0.05)
+        threading.Event().wait(0.1)
+        release.set()
+        with pytest.raises(RunTimeout):
+            queued.result(PATIENCE)
+        assert first.result(PATIENCE).status is Status.SUCCESS
+    assert ledger == []
 
 
 def test_a_call_that_continues_past_the_pivot_has_what_is_left_of_the_deadline(drive: Drive, ledger: Ledger) -> None:
