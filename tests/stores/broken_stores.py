@@ -712,7 +712,7 @@ class LetsAnErasedKeyBeginAgain(Broken):
 
 
 class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
-    rule = "operators-fence hold"
+    rule = "operators-fence hold counts"  # A held run keeps its status and its lease, so it is counted as expired too.
 
     def _stop(self, run: Any, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
         run.record = replace(run.record, held=held, decision=decision)
