@@ -89,8 +89,8 @@ def generation_of(first_run_id: str) -> int:
 
 class WorkflowDriver:
     """Drives the programs of one run. `record`: the record with which the execution began and, once the run has ended,
-    the record of its end. `deadline`: the own deadline of the call that resumes the run, in seconds from its first
-    claim. The recorded one holds again after this execution."""
+    the record of its end. `deadline`: the deadline that the call which resumes the run has set, in seconds from the
+    first claim; it holds for this execution only, and then the recorded one holds again."""
 
     def __init__(
         self, definition: Definition, request: Request, record: RunRecord, deadline: float | None = None

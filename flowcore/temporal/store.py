@@ -88,23 +88,7 @@ class TemporalStore(Operators):
 
     async def claim(self, claim: Claim, /) -> ClaimAnswer:
         """Start the run of a key, or return the reason for a refusal."""
-        wall = time.time()
-        request: Request = {
-            "fields": self._encoding.encode_claim(claim) | times_of(wall),
-            "lease": self._lease,
-            "grace": self._grace,
-            "wall": wall,
-            "parallel": self._parallel,
-            "namespace": self.namespace,
-            "max_takeovers": self._max_takeovers,
-            "fence": 1,
-            "errors": {},
-            "raised": None,
-            "sent": {},
-            "resumed": False,
-            "retry_in": None,
-            "park_after": self._park_after,
-        }
+        request = self._request_of(claim)
         check_claim(claim.run_id, request["fields"])
         memo = {
             "key": claim.key,
@@ -142,6 +126,26 @@ class TemporalStore(Operators):
         raise StoreUnavailable(
             f"Key {hashed_key(claim.key)} was claimed by other runs at each try. Retry the call.", key=claim.key
         )
+
+    def _request_of(self, claim: Claim) -> Request:
+        """Return the input of the Temporal workflow that drives the run."""
+        wall = time.time()
+        return {
+            "fields": self._encoding.encode_claim(claim) | times_of(wall),
+            "lease": self._lease,
+            "grace": self._grace,
+            "wall": wall,
+            "parallel": self._parallel,
+            "namespace": self.namespace,
+            "max_takeovers": self._max_takeovers,
+            "fence": 1,
+            "errors": {},
+            "raised": None,
+            "sent": {},
+            "resumed": False,
+            "retry_in": None,
+            "park_after": self._park_after,
+        }
 
     async def _known(self, claim: Claim) -> ClaimAnswer | None:
         """The reply to a claim whose key has a run already, or None if the key is free."""
