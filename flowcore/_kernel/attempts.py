@@ -122,7 +122,7 @@ class Attempts:
         except BaseException as error:
             if not isinstance(error, Exception):
                 if is_exit_of_handler(error):
-                    if self.undo:  # it is made again, here or by the next owner
+                    if self.undo:  # the undo is attempted again, here or by the next owner
                         raise
                     yield Stop(cancel=False, exit=error)
                 return self._counted(StepEnd(Status.CANCELLED, None, error, max(1, self.number)))

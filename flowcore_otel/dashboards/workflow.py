@@ -83,8 +83,7 @@ def _last_success(q: Source) -> Panel:
     return stat(
         (21, 5, 3, 5),
         "Last success",
-        "How long ago a run succeeded for the last time. Red: more than an hour, and than three times the longest pause that is "
-        "usual for the workflow.",
+        "How long ago a run last succeeded. Red: more than an hour, and more than three times the workflow's longest usual pause.",
         f"{since} unless {overdue}",
         unit="s",
         thresholds=steps(colours.SUCCESS),
