@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ..errors import RunNotFound, StoreError, safe_repr
+from ..errors import CorruptRecord, RunNotFound, StoreError, safe_repr, safe_str
 from ..stores.base import RunRecord
 from .app import Operator, complete_status, pages, pass_operator, say, with_key
 from .words import age, state_of
@@ -84,7 +84,11 @@ def _command(verb: Verb) -> click.Command:
         click.Option(["--yes", "-y"], is_flag=True, help="Do not ask for confirmation."),
     ]
     if verb.forceable:
-        parameters.append(click.Option(["--force"], is_flag=True, help="Also a run whose owner is alive."))
+        parameters.append(
+            click.Option(
+                ["--force"], is_flag=True, help="Also a run whose owner is alive, or whose record cannot be read."
+            )
+        )
     return click.Command(verb.name, params=parameters, callback=partial(_decide, verb), help=verb.meaning)
 
 
@@ -104,7 +108,7 @@ def _decide(
     filters = {name: value for name, value in filters.items() if value is not None}
     if bool(names) == bool(filters):
         raise click.UsageError("Name the runs, or say which with --workflow, --status or --older-than.")
-    records = [operator.find(name) for name in names] if names else list(pages(operator, **filters))
+    records = [_named(operator, name, force=force) for name in names] if names else list(pages(operator, **filters))
     if not records:
         raise RunNotFound("No run matches.")
     if dry_run or ((len(records) > 1 or verb.loses) and not yes):
@@ -119,6 +123,16 @@ def _decide(
     if (len(records) > 1 or verb.loses) and not yes:
         click.confirm(f"{verb.name} {len(records)} run{'s' * (len(records) > 1)}?", abort=True, err=True)
     _carry_out(operator, verb, records, reason, force=force)
+
+
+def _named(operator: Operator, name: str, *, force: bool) -> RunRecord:
+    """Return the record of a key or a run id. With `force`, a record that cannot be read has only its key."""
+    try:
+        return operator.find(name)
+    except CorruptRecord as error:
+        if not force or error.key is None:
+            raise
+        return RunRecord(error.key, "", "", None, "", problem=safe_str(error, 500))
 
 
 def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason: str | None, *, force: bool) -> None:

@@ -51,8 +51,10 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
             options["prefix"] = prefix
         try:
             client: Any = cast("Any", redis.Redis).from_url(url)
-        except ValueError as error:
-            raise DefinitionError(f"this is not a Redis URL ({error}). Use {_FORMS}.") from None
+            pool = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but refuses unknown options
+        except (TypeError, ValueError) as error:
+            raise DefinitionError(f"this is not a Redis URL ({safe_str(error, 200)}). Use {_FORMS}.") from None
         return RedisStore(client, **options)
     if scheme == "temporal":
         return _temporal(url, options if prefix is None else {**options, "prefix": prefix})
@@ -61,15 +63,18 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
 
 def _parts_of(url: object) -> SplitResult:
     """Return the parts of a store's URL. Raises DefinitionError if it is not a URL. The message does not quote the URL,
-    because what cannot be parsed may contain a password anywhere."""
+    nor the error, because what cannot be parsed may contain a password anywhere: a port may be the part of it that
+    comes before a slash."""
     if not isinstance(url, str):
         raise DefinitionError(f"the URL of a store must be a string, not {safe_repr(url)}. Use {_FORMS}.")
     try:
         parts = urlsplit(url)
-        if parts.scheme == "temporal":
-            _ = parts.port  # raises ValueError for a port that is not a number
-    except ValueError as error:
-        raise DefinitionError(f"this is not the URL of a store ({safe_str(error, 200)}). Use {_FORMS}.") from None
+        _ = parts.port  # raises ValueError for a port that is not a number
+    except ValueError:
+        raise DefinitionError(
+            "this is not the URL of a store: its host or its port cannot be read. Percent-encode the special characters of "
+            f"a password, and use {_FORMS}."
+        ) from None
     return parts
 
 

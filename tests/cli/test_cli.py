@@ -7,10 +7,12 @@ import json
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +195,15 @@ def test_many_runs_are_counted_before_they_are_touched(flowcore: Given) -> None:
         (["ls", "--codec", "codec_of_test:none"], 2, "'codec_of_test:none' is None, not a codec"),
         (["ls", "--codec", "raises_of_test:x"], 2, "cannot be imported (RuntimeError: boom)"),
         (["ls", "--codec", "syntax_of_test:x"], 2, "cannot be imported (SyntaxError"),
-        (["ls", "--store", "redis://[::1"], 2, "not the URL of a store (Invalid IPv6 URL)"),
-        (["ls", "--store", "http://user:" + "hidden" + "@[x"], 2, "not the URL of a store (Invalid IPv6 URL)"),
+        (["ls", "--store", "redis://[::1"], 2, "not the URL of a store: its host or its port cannot be read"),
+        (
+            ["ls", "--store", "http://user:" + "hidden" + "@[x"],
+            2,
+            "not the URL of a store: its host or its port cannot be read",
+        ),
         (["ls", "--store", "temporal://localhost:no/ns?task_queue=q"], 2, "not the URL of a store"),
+        (["ls", "--store", "redis://user:" + "hidden" + "/#@localhost"], 2, "Percent-encode the special characters"),
+        (["ls", "--store", "redis://localhost/0?color=red"], 2, "unexpected keyword argument 'color'"),
         (["send", "order-0", "pay", "--json", "[" * 100_000], 2, "nested too deeply"),
     ],
 )
@@ -385,3 +393,19 @@ def test_no_reason_steers_the_terminal_of_an_operator(flowcore: Given) -> None:
         assert shown[0] == 0
         assert r"a\nb\x1b[2J" in shown[1]
         assert "\x1b" not in shown[1]
+
+
+def test_a_record_that_cannot_be_read_is_released_by_force(flowcore: Given, url: str) -> None:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:"))) as database, database:
+        database.execute("UPDATE runs SET status = 'odd' WHERE key = 'order-1'")
+    code, _, said = flowcore("release", "--yes", "order-1")
+    assert (code, "has the unknown value 'odd'" in said) == (1, True)
+    assert flowcore("release", "--yes", "--force", "order-1")[:2] == (0, "release 'order-1': recorded\n")
+    assert "No run has the key" in flowcore("show", "order-1")[2]
+
+
+def test_a_closed_output_is_no_error(flowcore: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (["show", "order-0"], ["ls"], ["top", "--once"]):
+        monkeypatch.setattr(sys, "stdout", None)  # as in a process that a shell starts with >&-
+        assert flowcore(*command)[0] == 0
+        sys.stdout.close()
