@@ -49,8 +49,9 @@ __all__ = [
 
 
 def first_ready(run: RunState) -> None:
-    run.ready_at.update(dict.fromkeys(run.ready, run.settings.clock()))
-    steps_ready(run, run.ready)
+    ready = [*run.ready]  # a hook, or another thread, may cancel the run meanwhile, which empties its queue
+    run.ready_at.update(dict.fromkeys(ready, run.settings.clock()))
+    steps_ready(run, ready)
 
 
 def steps_ready(run: RunState, nodes: Iterable[int]) -> None:

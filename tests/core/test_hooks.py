@@ -910,6 +910,24 @@ def test_a_hook_that_cancels_the_run_between_two_steps_stops_it_there(ledger: Le
     check_well_formed(events)
 
 
+def test_a_hook_may_cancel_its_run_at_any_event(live: MakeLive, ledger: Ledger) -> None:
+    for moment in (RunRequested, RunStarted, StepReady, StepStarted, StepFinished, CompensationStarted):
+        ledger.clear()
+        engines: list[Any] = []
+
+        def cancels(event: Any, moment: type[Event] = moment, engines: list[Any] = engines) -> None:
+            if type(event) is moment:
+                engines[0].cancel(event.run_id)
+
+        one, wf = live(hooks=[cancels]), Workflow("w")
+        engines.append(one.engine)
+        ledger.add(wf, "a")
+        ledger.add(wf, "b", raises=ValueError(), depends_on="a")
+        run = one.run(wf, check=False)
+        assert run.status in {Status.COMPENSATED, Status.FAILURE}, moment
+        assert ledger in ([], ["a", "-a"]), moment
+
+
 @pytest.mark.parametrize(
     ("moment", "answer"),
     [
