@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -86,9 +86,8 @@ def play(
     network = Network(world, store, weather, 2 * min(lease, 1e6))
     story.stored = network.log
 
-    def come(number: int) -> None:
-        caller = callers[number] if number < len(callers) else Caller(recovers=key is None)
-        process = Process(
+    def process(number: int, caller: Caller, on_idle: Callable[[], None]) -> Process:
+        return Process(
             world,
             network,
             number,
@@ -102,74 +101,117 @@ def play(
             lease=lease,
             park_after=park_after,
             ids=random.Random(f"{seed} {known} {number}"),  # noqa: S311 - a seed that replays is the point
-            on_idle=partial(idle, number),
+            on_idle=on_idle,
         )
-        story.acts.append(process.act)
-        processes.append(process)
-        if caller.decides is not None:
-            process.over(None, network.decide(number, caller.decides, processes[0].run.stored_key))
-        else:
-            process.begin(workflow, values, key, deadline)
-        if number == 0 and cancel_at is not None:
-            process.cancel_after(cancel_at)
-        if caller.stops is not None:
-            process.stop_after(caller.stops)
-        expect(number + 1, beside=True)
 
-    def expect(number: int, *, beside: bool) -> None:
-        if number < len(callers) and callers[number].beside is beside:
-            world.after(callers[number].after, partial(come, number))
+    def begin(process: Process) -> None:
+        process.begin(workflow, values, key, deadline)
 
-    def idle(number: int) -> None:
-        """Schedule what follows the halt or the end of process `number`, which may have both, one after the other."""
-        if number not in seen:
-            seen.add(number)
-            expect(number + 1, beside=False)
-        if len(story.acts) >= len(callers) and store.durable:
-            world.after(lease * _CHECK_AFTER_LEASES, look)
-
-    def send(sending: Sending) -> None:
-        """Send a value to the run without the network, from one of the processes, and record the outcome."""
-        outcome: bool | StoreError
-        try:
-            if not processes:
-                raise RunNotFound("The run has not begun.")
-            sender = senders.choice(processes) if store.durable else processes[0]
-            outcome = sender.send(sending)
-        except StoreError as error:
-            outcome = error
-        story.sent.append((sending, outcome))
-
-    def look() -> None:
-        """Check whether the run is over, and add a caller if it was left unfinished."""
-        record = store.find(processes[0].run.stored_key)
-        if record is not None and record.status is Status.WAITING and record.decision is None:
-            due = 0.0 if record.not_before is None else record.not_before
-            if due > world.now and (due < math.inf or len(story.sent) < len(sends)):
-                world.after(min(due - world.now, lease) * _CHECK_AFTER_LEASES, look)
-            if due > world.now:
-                return
-        if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
-            world.after(lease * _CHECK_AFTER_LEASES, look)
-            return
-        left = key is not None if record is None else record.status in _UNFINISHED and not record.held
-        waited = sum(act.run is not None and act.run.status is Status.WAITING for act in story.acts)
-        if left and len(story.acts) < len(callers) + _MAX_EXTRA_CALLERS + len(sends) + waited:
-            network.stop_faults()
-            come(len(story.acts))
-
-    senders = random.Random(f"{seed} senders")  # noqa: S311 - a seed that replays is the point
-    seen: set[int] = set()
-    processes: list[Process] = []
-    world.after(callers[0].after, partial(come, 0))
-    for sending in sends:
-        world.after(sending.at, partial(send, sending))
+    cast = _Cast(story, world, network, callers, sends, process, begin, keyed=key is not None, lease=lease)
+    cast.cancel_at = cancel_at
     try:
-        if not world.run() or any(process.hangs for process in processes):
+        if not world.run() or any(process.hangs for process in cast.processes):
             raise AssertionError(f"the run of {safe_repr(workflow.name)} never ended; replay with seed={seed}")
     finally:
         world.close()
-        for process in processes:
-            process.close()
-    story.key = processes[0].run.stored_key
+        for one in cast.processes:
+            one.close()
+    story.key = cast.processes[0].run.stored_key
     return story
+
+
+class _Cast:
+    """The processes of a story. It schedules when each of them comes, and the values that are sent to the run."""
+
+    cancel_at: float | None = None
+    """seconds after which the first process cancels the run"""
+
+    def __init__(
+        self,
+        story: Story,
+        world: World,
+        network: Network,
+        callers: Sequence[Caller],
+        sends: Sequence[Sending],
+        process: Callable[[int, Caller, Callable[[], None]], Process],
+        begin: Callable[[Process], None],
+        *,
+        keyed: bool,
+        lease: float,
+    ) -> None:
+        self.processes: list[Process] = []
+        self._story = story
+        self._world = world
+        self._network = network
+        self._store = network.store
+        self._callers = callers
+        self._sends = sends
+        self._process = process
+        self._begin = begin
+        self._keyed = keyed
+        self._lease = lease
+        self._senders = random.Random(f"{story.seed} senders")  # noqa: S311 - a seed that replays is the point
+        self._idle = set[int]()  # the processes that have halted or ended
+        world.after(callers[0].after, partial(self._come, 0))
+        for sending in sends:
+            world.after(sending.at, partial(self._send, sending))
+
+    def _come(self, number: int) -> None:
+        """Start process `number`."""
+        callers = self._callers
+        caller = callers[number] if number < len(callers) else Caller(recovers=not self._keyed)
+        process = self._process(number, caller, partial(self._on_idle, number))
+        self._story.acts.append(process.act)
+        self.processes.append(process)
+        if caller.decides is not None:
+            process.over(None, self._network.decide(number, caller.decides, self.processes[0].run.stored_key))
+        else:
+            self._begin(process)
+        if number == 0 and self.cancel_at is not None:
+            process.cancel_after(self.cancel_at)
+        if caller.stops is not None:
+            process.stop_after(caller.stops)
+        self._expect(number + 1, beside=True)
+
+    def _expect(self, number: int, *, beside: bool) -> None:
+        if number < len(self._callers) and self._callers[number].beside is beside:
+            self._world.after(self._callers[number].after, partial(self._come, number))
+
+    def _on_idle(self, number: int) -> None:
+        """Schedule what follows the halt or the end of process `number`, which may have both, one after the other."""
+        if number not in self._idle:
+            self._idle.add(number)
+            self._expect(number + 1, beside=False)
+        if len(self._story.acts) >= len(self._callers) and self._store.durable:
+            self._world.after(self._lease * _CHECK_AFTER_LEASES, self._look)
+
+    def _send(self, sending: Sending) -> None:
+        """Send a value to the run without the network, from one of the processes, and record the outcome."""
+        outcome: bool | StoreError
+        try:
+            if not self.processes:
+                raise RunNotFound("The run has not begun.")
+            sender = self._senders.choice(self.processes) if self._store.durable else self.processes[0]
+            outcome = sender.send(sending)
+        except StoreError as error:
+            outcome = error
+        self._story.sent.append((sending, outcome))
+
+    def _look(self) -> None:
+        """Check whether the run is over, and add a caller if it was left unfinished."""
+        story, now = self._story, self._world.now
+        record = self._store.find(self.processes[0].run.stored_key)
+        if record is not None and record.status is Status.WAITING and record.decision is None:
+            due = 0.0 if record.not_before is None else record.not_before
+            if due > now and (due < math.inf or len(story.sent) < len(self._sends)):
+                self._world.after(min(due - now, self._lease) * _CHECK_AFTER_LEASES, self._look)
+            if due > now:
+                return
+        if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > now:
+            self._world.after(self._lease * _CHECK_AFTER_LEASES, self._look)
+            return
+        left = self._keyed if record is None else record.status in _UNFINISHED and not record.held
+        waited = sum(act.run is not None and act.run.status is Status.WAITING for act in story.acts)
+        if left and len(story.acts) < len(self._callers) + _MAX_EXTRA_CALLERS + len(self._sends) + waited:
+            self._network.stop_faults()
+            self._come(len(story.acts))
