@@ -925,7 +925,7 @@ def test_a_hook_may_cancel_its_run_at_any_event(live: MakeLive, ledger: Ledger) 
         ledger.add(wf, "b", raises=ValueError(), depends_on="a")
         run = one.run(wf, check=False)
         assert run.status in {Status.COMPENSATED, Status.FAILURE}, moment
-        assert ledger in ([], ["a", "-a"]), moment
+        assert ledger.count("a") == ledger.count("-a"), moment
 
 
 @pytest.mark.parametrize(
