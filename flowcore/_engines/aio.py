@@ -55,6 +55,9 @@ class AsyncEngine(LoopCalls, LocalEngine):
     thread. On each loop, the rounds of `recover_every` start with `async with`, with the first run or with `recover()`.
     """
 
+    _looking: RecoveryTasks | None = None
+    _schedules: AsyncSchedules | None = None
+
     def __init__(
         self,
         *,
@@ -93,19 +96,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
         self._pool = self._runs.pool
         self._emit_started(self._pool)
         self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
-        self._looking: RecoveryTasks | None = None
-        self._schedules: AsyncSchedules | None = None
         self._begin_looking()
         after_fork_in_child(self, AsyncEngine._after_fork)
-
-    def _after_fork(self) -> None:
-        """In a forked child, forget the loops and their tasks: they belong to the parent."""
-        super()._after_fork()
-        self._recovery.after_fork()
-        if self._looking is not None:
-            self._looking.after_fork()
-        if self._schedules is not None:
-            self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
         """Start the task that looks at the store regularly, if anything needs it. An existing task looks now."""

@@ -42,12 +42,22 @@ class LocalEngine(PeriodicEngine):
 
     _live: LiveRuns[Any]
     _recovery: Recovery
+    _looking: Any = None
+    """the RecoveryThread or RecoveryTasks that look at the store; None until they are needed"""
+    _schedules: Any = None
+    """the Schedules of this engine; None until there is one"""
     _looks_again = False
     """whether a look at the store is planned for the time when the present leases would have expired"""
 
     def _after_fork(self) -> None:
+        """In a forked child, look and fire anew: the threads, loops and timers of the parent, and their work, belong to
+        the parent."""
         super()._after_fork()
-        self._looks_again = False  # the timer of the parent is not here
+        self._looks_again = False
+        self._recovery.after_fork()
+        for one in (self._looking, self._schedules):
+            if one is not None:
+                one.after_fork()
 
     @abstractmethod
     def _begin_looking(self) -> None:

@@ -28,7 +28,7 @@ class RecoveryThread:
 
     Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `wake` ends it. An
     exception of `look` is logged and does not end the thread. `what`: the purpose, for the thread's name and the log.
-    Thread-safe. In a forked child, `start` must be called again.
+    Thread-safe.
     """
 
     def __init__(self, look: Callable[[], float | None], every: float, what: str = "recovery") -> None:
@@ -36,10 +36,10 @@ class RecoveryThread:
         self._every = every
         self._what = what
         self._closed = False
-        self.start()
+        self.after_fork()
 
-    def start(self) -> None:
-        """Start the thread."""
+    def after_fork(self) -> None:
+        """Start the thread, also in a forked child: the thread of the parent is not there."""
         self._wakeup = threading.Event()
         if not self._closed:
             target, arguments = _look_often, (self._look, self._wakeup, self._every, self._what, lambda: self._closed)

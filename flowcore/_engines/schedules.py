@@ -153,7 +153,7 @@ class ThreadSchedules(Schedules["Engine"]):
     def after_fork(self) -> None:
         """In a forked child, start a new thread."""
         self._after_fork()
-        self._thread.start()
+        self._thread.after_fork()
 
     def close(self) -> None:
         """Begin no more fires."""

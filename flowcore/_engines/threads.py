@@ -65,6 +65,9 @@ class Engine(LocalEngine):
     store.
     """
 
+    _looking: RecoveryThread | None = None
+    _schedules: ThreadSchedules | None = None
+
     def __init__(
         self,
         *,
@@ -101,19 +104,8 @@ class Engine(LocalEngine):
         self._pool = self._runs.pool
         self._emit_started(self._pool)
         self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
-        self._looking: RecoveryThread | None = None
-        self._schedules: ThreadSchedules | None = None
         self._begin_looking()
         after_fork_in_child(self, Engine._after_fork)
-
-    def _after_fork(self) -> None:
-        """In a forked child, start new threads: those of the parent, and their work, belong to the parent."""
-        super()._after_fork()
-        self._recovery.after_fork()
-        if self._looking is not None:
-            self._looking.start()
-        if self._schedules is not None:
-            self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
         """Start the thread that looks at the store regularly, if anything needs it. An existing thread looks now."""
