@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar, cast, get_type_hints
 
 from .errors import DefinitionError, safe_repr, safe_str
+from .validation import without_values
 
 __all__ = ["Input"]
 
@@ -73,10 +74,11 @@ class Input(Generic[I]):
             )
         try:
             return self._validated(cast("Mapping[str, Any]", given or {}))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - user code raises anything
+            why = without_values(error, self.type)
             raise DefinitionError(
-                f"the input of workflow {safe_repr(self._workflow)} is not a valid {self.type.__name__}: {safe_str(error)}"
-            ) from error
+                f"the input of workflow {safe_repr(self._workflow)} is not a valid {self.type.__name__}: {safe_str(why)}"
+            ) from why
 
     def _validated(self, fields: Mapping[str, Any]) -> I:
         kind: Any = self.type

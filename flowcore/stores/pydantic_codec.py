@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import NotSerializable, safe_repr, safe_str
+from ..validation import without_values
 from .codec import ANNOTATE, JsonCodec, tagged_text, type_name
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ class PydanticCodec:
             return text, adapter.validate_python(_PLAIN.loads(text))
         except NotSerializable:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - user code raises anything
+            why = without_values(error, annotation)
             raise NotSerializable(
                 f"{type_name(value)} cannot be taken apart by the annotation {safe_repr(annotation)} "
-                f"({type(error).__name__}: {safe_str(error, 200)}). Return a value of that type."
-            ) from error
+                f"({type(why).__name__}: {safe_str(why, 200)}). Return a value of that type."
+            ) from why
 
     def loads(self, text: str, annotation: Any = Any, /) -> Any:
         """The value of a text. Raises CorruptRecord for an unknown tag, and ValueError for a value that the annotation
@@ -77,7 +79,12 @@ class PydanticCodec:
         if not text.startswith(_REBUILT):
             return _PLAIN.loads(text)
         parts = _PLAIN.loads(text[len(_REBUILT) : -1])
-        return parts if annotation is Any else _adapter(annotation).validate_python(parts)
+        if annotation is Any:
+            return parts
+        try:
+            return _adapter(annotation).validate_python(parts)
+        except ValueError as error:
+            raise without_values(error, annotation) from None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -132,8 +132,11 @@ def test_what_is_wrong_with_the_input_is_reported_at_the_call(drive: Drive, give
 
 
 def test_a_model_says_what_is_wrong_with_a_mapping(drive: Drive) -> None:
-    with pytest.raises(DefinitionError, match=r"the input of workflow 'travel' is not a valid Trip: .*nights"):
-        drive(Workflow("travel", input=Trip), {"city": "Oslo", "nights": "some"})
+    with pytest.raises(
+        DefinitionError, match=r"the input of workflow 'travel' is not a valid Trip: nights: "
+    ) as caught:
+        drive(Workflow("travel", input=Trip), {"city": "Oslo", "nights": "secret"})
+    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
 def test_fields_of_the_input_are_read_only_and_no_names_of_steps(drive: Drive) -> None:

@@ -210,6 +210,27 @@ def test_pydantic_refuses_what_would_come_back_changed(value: Any, annotation: A
         PydanticCodec().dumps(value, annotation)
 
 
+class Count(pydantic.BaseModel):
+    number: int
+    by_name: dict[str, int] = {}
+
+
+class Text(pydantic.BaseModel):
+    number: str
+    by_name: dict[str, str] = {}
+
+
+def test_what_pydantic_refuses_is_in_no_message() -> None:
+    codec, value = PydanticCodec(), Text(number="hidden", by_name={"hidden": "hidden"})
+    with pytest.raises(NotSerializable, match="number: Input should be a valid integer") as refused:
+        codec.dumps(value, Count)
+    with pytest.raises(ValueError, match="number: Input should be a valid integer") as unread:
+        codec.loads(codec.dumps(value, Text), Count)
+    for caught in (refused, unread):
+        assert "hidden" not in f"{caught.value} {caught.value.__cause__}"
+        assert caught.value.__suppress_context__
+
+
 def test_what_pydantic_took_apart_is_plain_data_to_a_listing_and_refused_by_another_codec() -> None:
     text = PydanticCodec().dumps(ORDER, Order)
     assert PydanticCodec().loads(text, Any)["sku"] == "a"
