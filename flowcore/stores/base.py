@@ -308,8 +308,9 @@ class Store(Protocol):
         ...
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Cancel a run in any process. A live owner learns of it with its next renewal or checkpoint; a run without a
-        live owner is cancelled by the next caller or by recovery. A run past its pivot is left incomplete."""
+        """Cancel a run in any process. A live owner learns of it with its next renewal or checkpoint, and a run that ends
+        before is not cancelled; a run without a live owner is cancelled by the next caller or by recovery. A run past its
+        pivot is left incomplete."""
         ...
 
     def gc(self) -> int:

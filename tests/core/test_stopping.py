@@ -382,6 +382,21 @@ def test_a_run_future_knows_its_run_and_key_and_cancels_it(ledger: Ledger) -> No
     assert ledger == ["a", "slow", "-slow", "-a"]
 
 
+def test_a_run_that_ends_before_its_owner_learns_that_an_operator_cancels_it_is_not_cancelled(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    began, goes = Gate(), Gate()
+    wf = Workflow("w")
+    ledger.add(wf, "a", first=began.then(goes))
+    with Engine(store=store, lease=PATIENCE * 3) as engine:
+        future = engine.submit(wf, idempotency_key="k")
+        began.wait()
+        store.cancel("k")
+        goes.set()
+        assert future.result(PATIENCE).status == status(store) == "success"
+    assert ledger == ["a"]
+
+
 def test_cancelling_by_key_cancels_the_run_and_not_a_caller_that_waits_for_it(
     store: SQLiteStore, ledger: Ledger
 ) -> None:
