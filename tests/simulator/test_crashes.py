@@ -59,7 +59,7 @@ def test_stories_that_once_broke_a_promise_keep_it() -> None:
         prove(seed)
 
 
-@pytest.mark.proof(quick=500, full=10_000, each=500)
+@pytest.mark.proof(quick=500, full=10_000, each=100)
 def test_a_story_is_the_same_without_hooks_in_every_request_to_the_store(seeds: range) -> None:
     for seed in seeds:
         assert not differs_alone(played(from_seed(seed))), replay(seed)
@@ -77,7 +77,7 @@ def test_hypothesis_finds_no_broken_promise_in_a_crash_and_would_shrink_one(plot
     assert not broken, "; ".join(broken)
 
 
-@pytest.mark.proof(quick=500, full=3000, each=500)
+@pytest.mark.proof(quick=500, full=3000, each=100)
 def test_a_durable_store_changes_nothing_where_nothing_crashes(seeds: range) -> None:
     for seed in seeds:
         store = SimulatedStore()
