@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import hypothesis
 import pytest
 
-from .collecting import Coverage, FirstAlone
+from .collecting import Coverage, FirstAlone, FrozenHeap
 from .limits import SilenceLimit, TestLimit, own_group
 
 # There are no deadlines, because they measure the machine, not the code. In CI a failing example is printed, so that it
@@ -83,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     elif config.getoption("numprocesses", None):
         config.pluginmanager.register(SilenceLimit(stderr))
         return
+    config.pluginmanager.register(FrozenHeap())
     if config.pluginmanager.hasplugin("_cov"):
         config.pluginmanager.register(Coverage(config.pluginmanager.getplugin("_cov"), _measures))
 

@@ -114,7 +114,7 @@ def cost(engine_type: type[Engine | AsyncEngine], workload: str, hooks: tuple[Ho
             threading.setprofile(None)
     finally:
         threading.setprofile(None)
-    with untraced(), frozen_heap(), runs_of(engine_type, workload, hooks) as (runs, _):
+    with untraced(), runs_of(engine_type, workload, hooks) as (runs, _):
         return Cost(calls, peak(runs), garbage(runs), reads)
 
 
@@ -129,17 +129,6 @@ def untraced() -> Iterator[None]:
     finally:
         threading.settrace(thread_trace)
         sys.settrace(trace)
-
-
-@contextmanager
-def frozen_heap() -> Iterator[None]:
-    """Without what the tests before have left in memory: the garbage collector need not go through it each time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class Calls:
