@@ -44,14 +44,16 @@ Drives = Callable[..., Run]
 
 @pytest.fixture(autouse=True)
 def sigterm() -> Iterator[None]:
-    """The handler of a service."""
+    """The handler of a service. An exit may come right after a run has taken SIGINT over, and its process ends with it; here it
+    does not, so SIGINT is restored."""
 
     def leaves(number: int, frame: FrameType | None) -> None:
         sys.exit(3)
 
-    before = signal.signal(signal.SIGTERM, leaves)
+    before, interrupts = signal.signal(signal.SIGTERM, leaves), signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, interrupts)
     assert not deferred
 
 
