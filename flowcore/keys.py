@@ -1,4 +1,4 @@
-"""Idempotency keys."""
+"""Idempotency keys, of runs and of their steps."""
 
 # Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from .errors import IdempotencyError
 
-__all__ = ["LONGEST_KEY", "NO_KEY", "Key", "NoKey", "checked_key"]
+__all__ = ["LONGEST_KEY", "NO_KEY", "Key", "NoKey", "checked_key", "step_key"]
 
 
 class NoKey(Enum):
@@ -42,3 +42,15 @@ def checked_key(key: object) -> str:
             key=key,
         )
     return str.__str__(key)  # a member of an Enum is formatted as something else
+
+
+def step_key(namespace: str, workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
+    """Return the value of `ctx.step_key`. It is the same for each attempt and takeover, and another one for the undo
+    and for a new run after the key was released."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for part in (namespace, workflow, key, str(generation), step, "undo" if undo else "do"):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

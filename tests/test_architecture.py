@@ -49,7 +49,7 @@ PARTS: dict[str, str] = {
     "workflow": "own_errors new_steps errors functions inputs keys retry step context plan describe lint snapshot forks",
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks validation",
-    "_kernel": "errors functions step status retry context run plan workflow events exits",
+    "_kernel": "errors functions keys step status retry context run plan workflow events exits",
     "_durable": "own_errors errors functions status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
     "_engines": "errors functions keys status retry context run workflow events stores _kernel _durable forks fires schedule exits",
     "temporal": (
@@ -82,7 +82,7 @@ EXCEPTIONS = {
 LAZY: dict[str, set[str]] = {
     # Slow to import, and needed by few runs.
     "flowcore": {"importlib.metadata"},
-    "flowcore._kernel.run_state": {"hashlib"},
+    "flowcore.keys": {"hashlib"},
     "flowcore._durable.claim": {"hashlib"},
     "flowcore.events.loggers": {"json"},
     "flowcore.plan": {"json"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NoResult, StepCancelled, safe_repr
 from ..events import Event, Hooks
 from ..events.hooks import Crossing
+from ..keys import step_key
 from ..plan import Node
 from ..run import Run, StepReport, no_result
 from ..status import Status
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .inline import InlineProgress
     from .scopes import EventScope
 
-__all__ = ["RunState", "step_key"]
+__all__ = ["RunState"]
 
 
 class RunState:
@@ -436,15 +437,3 @@ class RunState:
                 return self.plan.nodes[self.ready.popleft()]
             self.running -= 1
             return None
-
-
-def step_key(namespace: str, workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
-    """Return the value of `ctx.step_key`. It is the same for each attempt and takeover, and another one for the undo
-    and for a new run after the key was released."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for part in (namespace, workflow, key, str(generation), step, "undo" if undo else "do"):
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()

@@ -24,6 +24,7 @@ class Mutant:
 
 
 ROOMS = {
+    "keys": "",
     "retry": "",
     **dict.fromkeys(
         ("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "restoring", "takeover", "waiting"),
@@ -413,8 +414,8 @@ MUTANTS = (
         "OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
         "OVER: Final = frozenset({Status.SKIPPED})",
     ),
-    m("an undo has its step's key", "run_state", '"undo" if undo else "do"', '"do"'),
-    m("two steps have one key", "run_state", 'step, "undo" if undo', '"", "undo" if undo'),
+    m("an undo has its step's key", "keys", '"undo" if undo else "do"', '"do"'),
+    m("two steps have one key", "keys", 'step, "undo" if undo', '"", "undo" if undo'),
 )
 
 
