@@ -18,8 +18,7 @@ def without_values(error: Exception, kind: Any) -> Exception:
     reasons: dict[str, None] = {}
     refused: Any = error
     for part in refused.errors(include_url=False, include_context=False, include_input=False):
-        field = (
-            part["loc"][0] if part["loc"] else None
-        )  # any other place may be the key of a dict, which is a value too
+        # Only the first part of the location is a field; a later one may be the key of a dict, which is a value too.
+        field = part["loc"][0] if part["loc"] else None
         reasons[f"{field}: {part['msg']}" if field in fields else part["msg"]] = None
     return ValueError("; ".join(reasons))

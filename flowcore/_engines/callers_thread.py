@@ -145,9 +145,8 @@ class CallersThread(ABC):
                 else:
                     self._wait(wakeup, until)
                     with self._lock:
-                        if (
-                            self._caller_idle and time.monotonic() >= until
-                        ):  # from now on, the pool resumes all programs
+                        if self._caller_idle and time.monotonic() >= until:
+                            # From now on, the pool resumes all programs.
                             self._caller_idle, self._wakeup = False, None
                             return
                         self._caller_idle = False

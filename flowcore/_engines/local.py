@@ -50,8 +50,8 @@ class LocalEngine(PeriodicEngine):
     """whether a look at the store is planned for the time when the present leases would have expired"""
 
     def _after_fork(self) -> None:
-        """In a forked child, look and fire anew: the threads, loops and timers of the parent, and their work, belong to
-        the parent."""
+        """In a forked child, start recovery and schedules again: the threads, loops and timers of the parent, and their
+        work, belong to the parent."""
         super()._after_fork()
         self._looks_again = False
         self._recovery.after_fork()

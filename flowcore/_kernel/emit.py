@@ -1,4 +1,5 @@
-"""Events for the hooks: every event of a run is built and emitted here, and only if a hook wants its type.
+"""Events for the hooks: those of runs are built and emitted here, those of steps in `emit_steps`, and only if a hook
+wants their type.
 
 The function for a start event enters the context managers that hooks return, in a copy of the enclosing contextvars
 context, and returns an `EventScope`; the function for the finish event leaves them.

@@ -109,7 +109,7 @@ def of_runs(q: Source) -> list[Alert]:
         Alert(
             "FlowcoreUndoneSurge",
             f"{undone_lately} / ({lately} > 0) > 0.05\n"
-            # What was not recorded an hour ago, being new, or Prometheus having paused, is judged by the present day.
+            # Without a record of an hour ago, because it is new or Prometheus had paused, the present day counts.
             f"and {undone_lately} / ({lately} > 0) > 3 * ({USUALLY_UNDONE} offset 1h or {USUALLY_UNDONE})\n"
             f"and {lately} >= {ENOUGH}",
             "3m",
