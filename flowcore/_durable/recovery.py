@@ -51,6 +51,8 @@ _REMEMBERED: Final = 100_000
 """how many runs that could not be resumed an engine remembers"""
 _LOGGED: Final = 1_000
 """how many subjects an engine logs; it stays silent about more, because it could not remember them all"""
+_FULL: Final = 10
+"""leases after which recovery logs that the runs which it has resumed leave no room for others"""
 _GRAPHS: Final = 256
 """for how many recorded step graphs an engine remembers which definition fits"""
 _SAMPLED: Final = 1_000
@@ -112,6 +114,7 @@ class Recovery:
         self._cursor: str | None = None  # (lock) where the store's list continues after the part in `_found`
         self._fresh_until = 0.0  # (lock) when the list is out of date (monotonic)
         self._empty_until = 0.0  # (lock) the same for a list without runs to resume
+        self._full_since: float | None = None  # (lock) when there was first no room for another run (monotonic)
         self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first
         self._complete = True  # (lock) whether the list ends with all runs that were due
         # (lock) By workflow and recorded step graph: the definition that fits, or None and the reason
@@ -160,8 +163,7 @@ class Recovery:
         if not self._definitions:
             return
         if self._room() <= 0:
-            with self._lock:
-                self._complete = False
+            self._wait_for_room()
             return
         if fresh or self._out_of_date():
             yield from self._look(reads_on=not fresh and not self._found)
@@ -219,6 +221,22 @@ class Recovery:
     def _room(self) -> int:
         with self._lock:
             return self.at_once - len(self._in_flight)
+
+    def _wait_for_room(self) -> None:
+        """Note that other runs have to wait until a recovered run ends. Logs a line if none has ended for long: their
+        steps may hang, and then this engine recovers nothing more."""
+        now, lease = self._settings.clock(), self._settings.lease
+        with self._lock:
+            self._complete = False
+            since = self._full_since = now if self._full_since is None else self._full_since
+            names = sorted({record.workflow for record in self._in_flight.values()})
+        if now - since > _FULL * lease:
+            self._warn(
+                f"full {since}",
+                f"None of the recovered runs in flight has ended for {now - since:.0f} s, and there may be no more than "
+                f"recover_at_once={self.at_once} of them, so this engine recovers no others. They are runs of "
+                f"{', '.join(map(safe_repr, names))}; set a timeout on the operations that they wait for.",
+            )
 
     def _share(self) -> int:
         """Return how many steps a recovered run may run at a time: half of what the others leave of `at_once`. So a run
@@ -316,6 +334,7 @@ class Recovery:
         which failed it."""
         with self._lock:
             record = self._in_flight.pop(run, None)  # None in a child process, for a run of its parent
+            self._full_since = None
             if run.claimed:
                 self._put_off_until.pop(run.request.recovering or "", None)
             elif isinstance(error, LeaseLost):  # another engine claimed it first

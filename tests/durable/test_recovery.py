@@ -144,6 +144,24 @@ def test_recovered_runs_in_flight_are_limited_and_a_live_call_goes_first(store: 
     assert most[0] == 2
 
 
+def test_recovered_runs_that_hang_and_leave_no_room_for_others_are_logged_once(
+    store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, wf = threading.Event(), one_step(lambda ctx: gate.wait(20))
+    for number in range(2):
+        crashed(store, wf, str(number))
+    with (
+        caplog.at_level(logging.WARNING, "flowcore"),
+        Engine(store=store, workflows=[wf], lease=0.05, recover_at_once=1, recover_every=0.01) as engine,
+    ):
+        try:
+            until(lambda: "recover_at_once=1" in caplog.text)
+            assert caplog.text.count("They are runs of 'order'") == 1
+        finally:
+            gate.set()
+        until(lambda: [record.status for record in engine.list()] == ["success"] * 2)
+
+
 def test_one_suspect_at_a_time_is_resumed(store: SQLiteStore) -> None:
     gate, began = threading.Event(), list[str]()
 
