@@ -112,8 +112,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]
     ordered = record.decision == "undo" or (record.decision == "cancel" and not run.past_pivot)
-    failing = record.undoing and not (record.decision == "resume" and _nothing_undone(record))
-    undoing = failing or ordered or (bool(to_undo) and not held and unclear is None)
+    undoing = record.undoing or ordered or (bool(to_undo) and not held and unclear is None)
     run.was_in_doubt = (run.was_in_doubt | {node.name for node in unknown}) - {node.name for node in not_landed}
     if undoing:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
@@ -253,11 +252,6 @@ def _mark_done(run: RunState, node: Node, result: object, before: StepReport) ->
             run.to_undo.append(node)
         if ledger is not None:
             ledger.note_end(node.name, report, run.results, effect=effect)
-
-
-def _nothing_undone(record: RunRecord) -> bool:
-    """Whether a run failed with nothing undone and nothing to undo, so that an operator can let it go forward again."""
-    return not record.effects and not record.undone and all(step.undo is None for step in record.steps.values())
 
 
 def _undo(run: RunState, record: RunRecord, unknown: list[Node], not_landed: list[Node], crashed: list[Node]) -> None:

@@ -282,32 +282,6 @@ def test_with_undo_never_recover_leaves_an_incomplete_run_alone_until_it_is_resu
     assert ledger == [*before, "load"]
 
 
-@pytest.mark.parametrize("durable", [False, True], ids=["memory", "SQLite"])
-@pytest.mark.parametrize("held", [False, True], ids=["failed", "held"])
-def test_a_run_that_failed_with_nothing_undone_continues_once_an_operator_resumes_it(
-    drive: Drive, ledger: Ledger, durable: bool, held: bool, tmp_path: Path
-) -> None:
-    store: Any = SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
-    wf = Workflow("report")
-    wf.add_step("read", lambda ctx: ledger.append("read"))
-
-    def send(ctx: Context) -> None:
-        ledger.append(f"send {ctx['to']}")
-        if len(ledger) < 3:
-            raise OSError("the server is down")
-
-    wf.add_step("send", send, depends_on="read")
-    with pytest.raises(OSError, match="server"):
-        drive(wf, {"to": "ada"}, store=store, idempotency_key="monday")
-    assert store.find("monday").status is Status.FAILURE
-    if held:
-        store.hold("monday")
-    store.resume("monday")
-    assert drive(wf, {"to": "ada"}, store=store, idempotency_key="monday").status is Status.SUCCESS
-    assert ledger == ["read", "send ada", "send ada"]
-    assert drive(wf, {"to": "ada"}, store=store, idempotency_key="monday").replayed
-
-
 def test_with_undo_never_siblings_of_a_failed_step_end_and_count(drive: Drive, ledger: Ledger) -> None:
     wf, store = Workflow("fan", undo="never"), MemoryStore()
     for name in "abc":
