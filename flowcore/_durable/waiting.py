@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from .._kernel import emit
@@ -44,11 +44,18 @@ left"""
 
 class LocalRuns:
     """The claimed runs that an engine has in flight, by key, the callers that wait for them here, and the usual
-    duration of each workflow's runs. Thread-safe. `wake`: cuts the sleep of a waiting caller short."""
+    duration of each workflow's runs. Thread-safe. `wake`: cuts the sleep of a waiting caller short. `called_in`: whether
+    the present call comes from one of these runs."""
 
-    def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        wake: Callable[[RunState], None],
+        clock: Callable[[], float],
+        called_in: Callable[[Container[RunState]], bool],
+    ) -> None:
         self._wake = wake
         self._clock = clock
+        self._called_in = called_in
         self._usual: dict[str, float] = {}
         self._after_fork()
         after_fork_in_child(self, LocalRuns._after_fork)
@@ -87,6 +94,12 @@ class LocalRuns:
         with self._lock:
             run = self._runs.get(key)
         return None if run is None or run.lost else run
+
+    def waits_for_caller(self, key: str) -> bool:
+        """Whether the run that has this key here is the one whose step makes the present call. Its end must not be
+        waited for."""
+        owner = self.find(key)
+        return owner is not None and self._called_in((owner,))
 
     def awaited(self, key: str) -> tuple[str, ...]:
         """Return the steps that the run with this key waits for, if it is in flight here and only waits; else an empty
@@ -165,10 +178,12 @@ def wait_for_owner(
     which was sent at `asked`. Returns the outcome of that run, or None if it seems to have no owner, so that the claim
     must be sent again.
 
-    Raises IdempotencyInProgress when the time is up, the error with which the caller was cancelled, or an error of the
+    Raises IdempotencyInProgress when the time is up, or at once if a step of that run makes the call; the error with which the caller was cancelled, or an error of the
     store that no retry cures.
     """
     clock = run.settings.clock
+    if local is not None and local.waits_for_caller(wanted.key):
+        raise refusal(run, local, wanted.key, busy)
     lease_ends, expires = asked + busy.lease_left, None
     wanted.attached = busy.run_id
     polls = 0

@@ -12,7 +12,7 @@ from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..run import Run
 from .aio_queueing import Recording
-from .own_calls import refuse_own_run
+from .own_calls import is_called_in, refuse_own_run
 
 __all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
@@ -196,7 +196,7 @@ class SubmittedRuns(LocalRuns):
     """`LocalRuns` that report claims to the futures of submitted runs."""
 
     def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
-        super().__init__(wake, clock)
+        super().__init__(wake, clock, is_called_in)
         self.futures: dict[RunState, AsyncRunFuture] = {}
         """the future of each submitted run, until the run is claimed or over"""
 

@@ -31,6 +31,7 @@ from .base import MARGIN, log, outcome, this_process
 from .driving import drive
 from .handles import RunFuture
 from .live_runs import CLOSED, NOT_RELEASED, RELEASED, LiveRuns, left_error, unbegun_error
+from .own_calls import is_called_in
 from .thread_driver import Driver
 from .workers import Timers, Workers, start_thread
 
@@ -103,7 +104,7 @@ class ThreadRuns:
         self.pool = Workers(workers, "flowcore")
         self.timers = Timers("flowcore-timers")
         self.live = LiveThreadRuns()
-        self.local = LocalRuns(self.live.wake, settings.clock)
+        self.local = LocalRuns(self.live.wake, settings.clock, is_called_in)
         self.leases: Leases | None = None
         self.queued: dict[Driver, RunFuture] = {}
         """submitted runs that have not begun"""

@@ -1,6 +1,7 @@
 """Runs inside of runs (semantics 9)."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -57,14 +58,34 @@ def test_nesting_goes_deep() -> None:
         assert engine.submit(wf, {"depth": 20}).result(PATIENCE)["nest"] == 21
 
 
-def test_the_same_key_from_inside_is_in_progress() -> None:
+@pytest.mark.parametrize("wait", [None, math.inf])
+def test_the_same_key_from_inside_is_in_progress(wait: float | None) -> None:
     store = MemoryStore()
     with Engine(store=store) as engine:
         wf = Workflow("w")
-        wf.add_step("a", lambda ctx: engine.run(wf, idempotency_key="k"))
+        wf.add_step("a", lambda ctx: engine.run(wf, idempotency_key="k", wait=wait))
         with pytest.raises(IdempotencyInProgress):
             engine.run(wf, idempotency_key="k")
         assert [record.status for record in store.list_runs()] == [Status.FAILURE]
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another step"])
+def test_the_same_key_from_inside_an_async_step_is_in_progress(beside: bool) -> None:
+    async def main() -> None:
+        async with AsyncEngine() as engine:
+            wf = Workflow("w")
+
+            async def again(ctx: Context) -> None:
+                await asyncio.sleep(0)
+                await engine.run(wf, idempotency_key="k", wait=math.inf)
+
+            wf.add_step("a", again)
+            if beside:
+                wf.add_step("b", lambda ctx: 1)
+            with pytest.raises(IdempotencyInProgress):
+                await engine.run(wf, idempotency_key="k")
+
+    run_async(main)
 
 
 def test_a_nested_failure_undoes_both_runs_inner_first(ledger: Ledger) -> None:
