@@ -188,7 +188,10 @@ def exemplar(span: SpanContext) -> Exemplar | None:
 def exemplar_of_caller() -> Exemplar | None:
     """Return the exemplar of the current span, or None if it is not sampled."""
     api = _api()
-    return exemplar(api.get_current_span().get_span_context()) if api is not None else None
+    if api is None:
+        return None
+    span = api.get_current_span()
+    return None if span is api.INVALID_SPAN else exemplar(span.get_span_context())
 
 
 # -- from a Run to its trace -------------------------------------------------------------------------------------------

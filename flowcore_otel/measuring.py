@@ -233,7 +233,8 @@ class MeasuringHook:
         run.flow.end(run)
         # A run that waits in its store, or is handed over to another process, is counted when it ends, and a run on
         # Temporal by the worker that ended it.
-        if event.outcome is not _WAITING and not event.left and type(self).__name__ not in event.counted:
+        counted = event.counted and type(self).__name__ in event.counted
+        if event.outcome is not _WAITING and not event.left and not counted:
             self._count_end(run, event)
 
     def _run_ended(self, event: RunEnded) -> None:
@@ -245,22 +246,22 @@ class MeasuringHook:
 
     def _count_end(self, run: InFlightRun, event: RunFinished | RunEnded) -> None:
         flow, outcome, exemplar, at = event.workflow, event.outcome, run.exemplar(), run.wall + event.at - run.at
-        runs, duration, last = run.flow.ends.get(outcome) or self._end_writes(run, flow, outcome)
+        runs, duration, *last = run.flow.ends.get(outcome) or self._end_writes(run, flow, outcome)
         runs(1, exemplar)
         duration(event.duration, exemplar)
-        last(at)
-        if outcome is _SUCCESS:
-            self._to(names.LAST_SUCCESS, flow)(at)
-            if run.schedule is not None:
-                self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
+        for write in last:
+            write(at)
+        if outcome is _SUCCESS and run.schedule is not None:
+            self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
 
-    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> Writes:
+    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> tuple[Write, ...]:
         """Return the series of runs that end with `outcome`. They are cached, unless they are the shared series
         `_other`."""
         writes = (
             self._to(names.RUNS, flow, outcome),
             self._to(names.RUN_DURATION, flow, outcome),
             self._to(names.LAST_END, flow, outcome),
+            *((self._to(names.LAST_SUCCESS, flow),) if outcome is _SUCCESS else ()),
         )
         if (flow, outcome) in self._known[names.RUNS]:
             run.flow.ends[outcome] = writes

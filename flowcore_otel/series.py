@@ -48,8 +48,7 @@ Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
 Writes = tuple[Write, Write, Write]
-"""three functions. For a successful step, they record the seconds it waited, its only attempt, and the seconds it took;
-for the end of a run, its count, the seconds it took, and when it ended"""
+"""the functions that record a successful step: the seconds it waited, its only attempt, and the seconds it took"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
@@ -101,7 +100,7 @@ class WorkflowSeries:
         self.runs: dict[InFlightRun, None] = {}  # in the order of their starts; adding or removing one is atomic
         self.queued: dict[str, None] = {}
         self.steps: dict[str, Writes] = {}
-        self.ends: dict[str, Writes] = {}
+        self.ends: dict[str, tuple[Write, ...]] = {}
 
     def enqueue(self, run_id: str) -> None:
         self.queued[run_id] = None

@@ -15,7 +15,7 @@ is renamed from `run {workflow}` to `idempotency hit {workflow}`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from opentelemetry import context as otel, trace
@@ -188,11 +188,12 @@ class TracingHook(StepTracing):
             context = trace.set_span_in_context(caller, context)
         else:
             caller = trace.get_current_span(context)
-        attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: fit(event.run_id)}
+        name, workflow = _named(event.workflow)
+        attributes: Attributes = {names.WORKFLOW_NAME: workflow, names.RUN_ID: fit(event.run_id)}
         key_hash = self._key_hash(event.key) if event.key is not None and self._key_hash is not None else None
         if key_hash is not None:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
-        span = self._tracer.start_span(title(names.RUN, event.workflow), context, kind, attributes, linked, wall)
+        span = self._tracer.start_span(name, context, kind, attributes, linked, wall)
         context = trace.set_span_in_context(span, context)
         if store(span.get_span_context(), event.carrier):  # without an SDK, the caller's trace continues instead
             # The span is current from here on, during the claim too, in the run's own context, which ends with the run.
@@ -352,3 +353,9 @@ class TracingHook(StepTracing):
 
     def _maintenance_started(self, _: MaintenanceStarted) -> object:
         return Suppressed()
+
+
+@lru_cache(maxsize=1024)  # called for each run
+def _named(workflow: str) -> tuple[str, str]:
+    """Return the name of the span of a run, and the name of its workflow as an attribute."""
+    return title(names.RUN, workflow), fit(workflow)

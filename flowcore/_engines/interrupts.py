@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _SIGINT: Final = int(signal.SIGINT)
+_DEFAULT: Final = signal.default_int_handler
 # signal.signal calls this function and converts numbers to enums and back, which takes as long as a small run.
 _set_handler: Final[Callable[[int, Any], Any]] = vars(signal)["_signal"].signal
 
@@ -45,7 +46,7 @@ class SigintGuard:
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] | None = None
-        self.before: Any = signal.default_int_handler
+        self.before: Any = _DEFAULT
         self.in_step = False
         self.in_undo = False
         self.count = 0
@@ -99,7 +100,7 @@ def guard() -> SigintGuard | None:
         return None
     mine = SigintGuard()
     mine.before = _set_handler(_SIGINT, mine)
-    if mine.before is not signal.default_int_handler and not isinstance(mine.before, SigintGuard):
+    if mine.before is not _DEFAULT and not isinstance(mine.before, SigintGuard):
         restore(mine)  # looking first would cost a further call each time
         return None
     return mine

@@ -137,8 +137,7 @@ def refused(run: RunState, error: BaseException) -> None:
 
 def _measured(run: RunState) -> None:
     """Emit, after the last event, how long the hooks of the run took, if that was measured, as it is for some runs."""
-    hook_seconds = run.hooks.hook_seconds
-    if hook_seconds is not None and HooksMeasured in run.wanted:
+    if HooksMeasured in run.wanted and (hook_seconds := run.hooks.hook_seconds) is not None:
         run.hooks.emit(HooksMeasured(*fields_of(run, run.settings.clock()), hook_seconds), run.context)
 
 

@@ -121,9 +121,12 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
                     else:
                         ready.append(index)
         if events is not None and scope is not None and following is not None and not run.stopped:
-            events.ready(following, scope.ended)
-            for index in ready:
-                events.ready(nodes[index], scope.ended)
+            if events.readies is None and not ready:  # saves a call, as most steps unblock one other
+                events.ready_at[following.index] = scope.ended
+            else:
+                events.ready(following, scope.ended)
+                for index in ready:
+                    events.ready(nodes[index], scope.ended)
         node = following
         if ready:
             break

@@ -24,8 +24,8 @@ class PlainSteps:
     """Emits the start and the successful end of a run's plain steps. One thread or task at a time may use it."""
 
     __slots__ = (
-        *("_clock", "_copy", "_hooks", "_ledger", "_lone", "_ready_at", "_run_id", "_state", "_workflow"),
-        *("_ends", "_readies", "_starts"),
+        *("_clock", "_copy", "_hooks", "_ledger", "_lone", "_run_id", "_state", "_workflow"),
+        *("_ends", "_starts", "readies", "ready_at"),
     )
 
     def __init__(self, run: RunState) -> None:
@@ -35,17 +35,18 @@ class PlainSteps:
         self._copy = run.context.copy
         self._ledger = run.ledger
         self._workflow, self._run_id, self._state = run.workflow.name, run.run_id, run.state
-        self._ready_at = run.ready_at
+        self.ready_at = run.ready_at
         listeners = hooks.listeners
         self._starts = listeners.get(StepStarted)
         self._ends = listeners.get(StepFinished)
-        self._readies = listeners.get(StepReady)
+        self.readies = listeners.get(StepReady)
+        """the hooks that want StepReady, or None"""
 
     def started(self, node: Node) -> tuple[StepScope, EventScope]:
         """Emit the start of a step and of its first attempt, and return their scopes. `finished` emits their end if the
         attempt succeeds; the functions of `emit` do so otherwise."""
         at = self._clock()
-        waited = at - self._ready_at.get(node.index, at)
+        waited = at - self.ready_at.get(node.index, at)
         context = self._copy()
         scope = StepScope(at, context, waited if waited > 0.0 else 0.0)  # noqa: FURB136 - a call of max would cost more
         ledger = self._ledger
@@ -135,11 +136,11 @@ class PlainSteps:
 
     def ready(self, node: Node, at: float) -> None:
         """Note and emit that `node` is ready to start since the moment `at` (monotonic)."""
-        self._ready_at[node.index] = at
-        if self._readies is not None and node.wait is None:
+        self.ready_at[node.index] = at
+        if self.readies is not None and node.wait is None:
             event = StepReady(self._workflow, self._run_id, at, self._state, node.name)
             context = self._copy()
-            for hook, call in self._readies:  # inlined Hooks.emit, to save a call
+            for hook, call in self.readies:  # inlined Hooks.emit, to save a call
                 try:
                     context.run(call, event)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing

@@ -25,7 +25,7 @@ Crossing = Callable[[], Scope]
 """a function that can be pickled, and returns the context manager in which a step with `executor=` runs"""
 Call = Callable[..., Any]
 _BY_DEFAULT: Final = EVENTS - {HooksMeasured}
-_MEASURE_ONE_IN: Final = 64
+_MEASURE_ONE_IN: Final = 256
 """one run in this many has its hooks measured, because measuring all would cost more than some hooks do"""
 _MEASURE_AFTER: Final = 1.0
 """seconds after which the next run is measured in any case, so that infrequent runs are measured too"""

@@ -822,7 +822,7 @@ def test_how_long_hooks_take_is_reported_to_hooks_that_want_it(live: MakeLive, l
     assert not of_type(others, HooksMeasured)
 
 
-def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -> None:
+def test_where_runs_are_many_one_of_256_is_measured_and_stands_for_the_others() -> None:
     now = 0.0
 
     class TakesASecond:
@@ -837,13 +837,32 @@ def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -
 
     hooks = Hooks([TakesASecond()])
     reported: list[tuple[int, float]] = []
-    for number in range(1, 135):
+    for number in range(1, 519):
         of_run = hooks.of_run(clock)
         of_run.emit(RunStarted("trip", "1", now, {}, None, 0.0, {}, 1, None, {}, int), contextvars.copy_context())
         if of_run.hook_seconds is not None:
             reported.append((number, round(next(iter(of_run.hook_seconds.values())), 6)))
-        now += -0.99 if number < 130 else 0.5  # the last ones are more than a second apart
-    assert reported == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
+        now += -0.999 if number < 514 else 0.5  # the last ones are more than a second apart
+    assert reported == [(1, 1), (257, 256), (513, 256), (515, 2), (516, 1), (517, 1), (518, 1)]
+
+
+def test_a_step_waits_from_the_end_of_the_one_before_it_even_if_no_hook_wants_to_know_when_it_is_ready() -> None:
+    waits: list[float] = []
+
+    class Slow:
+        wants = frozenset({StepStarted, StepFinished})
+
+        def __call__(self, event: Any) -> None:
+            if isinstance(event, StepStarted):
+                waits.append(event.waited)
+            else:
+                time.sleep(0.001)
+
+    wf = Workflow("trip")
+    wf.add_step("book", lambda ctx: None)
+    wf.add_step("pay", lambda ctx: None, depends_on="book")
+    Engine(hooks=[Slow()]).run(wf)
+    assert waits[1] >= 0.001
 
 
 @pytest.mark.parametrize("measured", [True, False])
