@@ -134,8 +134,11 @@ def install(environment: Path, wanted: "list[str]", locked: "Path | None" = None
     """Install flowcore and what is wanted, or what is locked. Shown are the packages' names and large
     downloads; the whole log only if it fails."""
     pip = [str(python_of(environment)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command = [*pip, "install", "--progress-bar=off"]
+    # Not compiled: of 9,000 files most are never imported, and Python compiles those that are.
+    command = [*pip, "install", "--progress-bar=off", "--no-compile"]
     if locked is None:
+        # The pip of an older Python needs three times as long to choose versions. If it cannot be renewed, it will do.
+        run([*command, f"pip>={PIP_WHEEL.split('-')[1]}"])
         pip_install([*command, *wanted, "--editable", str(ROOT)], environment)
         return
     # Not flowcore itself, which would fetch what builds it: tools need the checkout alone.

@@ -111,6 +111,18 @@ def test_what_is_locked_is_checked_against_its_checksums(
     assert (hashes, option, lock) == ("--require-hashes", "--requirement", str(tmp_path / "tools.lock"))
 
 
+def test_an_old_pip_is_renewed_before_it_chooses_versions(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "run", asked.append)
+    monkeypatch.setattr(bootstrap, "pip_install", lambda command, environment: asked.append(command))
+    bootstrap.install(tmp_path, ["x"])
+    renewal, installation = asked
+    assert f"pip-{renewal[-1].removeprefix('pip>=')}-py3-none-any.whl" == bootstrap.PIP_WHEEL
+    assert installation[-3:] == ["x", "--editable", str(bootstrap.ROOT)]
+
+
 def interrupt(environment: Path) -> None:
     (environment / "flowcore-stamp").unlink()
 
