@@ -441,6 +441,6 @@ def test_an_included_step_keeps_its_executor_and_its_names(go: Go) -> None:
 
 def test_a_snapshot_shows_no_values(there: Any) -> None:
     with ThreadPoolExecutor(1) as threads:
-        text = Engine().run(alone(repr, threads), {"secret": "hunter2"})["step"]
+        text = Engine().run(alone(repr, threads), {"name": "hunter2"})["step"]
     assert text == "<ContextSnapshot of step 'step', attempt 1, 1 values>"
     assert pickle.dumps(text)
