@@ -57,7 +57,7 @@ PARTS: dict[str, str] = {
     ),
     "cli": "errors status stores workflow picture schedule fires _engines.driving",
     "__main__": "",
-    "testing": "errors status retry context run plan workflow events stores _kernel _durable _engines.driving _in_executor",
+    "testing": "errors exits status retry context run plan workflow events stores _kernel _durable _engines.driving _in_executor",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""
 

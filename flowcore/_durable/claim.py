@@ -45,7 +45,7 @@ from .dormant import take_back
 from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import is_given_up, refusal, replay
-from .takeover import Takeover, withdraw
+from .takeover import Takeover
 from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
@@ -63,19 +63,20 @@ class StoreClaims:
         return Ledger()
 
     def claim(self, run: RunState) -> Program[Run | Takeover | None]:
-        own_id = run.run_id
         try:
             found = yield from claim(run, self.local, self._owner)
-        except BaseException as error:
-            if isinstance(error, SystemExit | KeyboardInterrupt):  # a signal handler exits: the claim may be granted
-                if error is not run.error:
-                    emit.refused(run, error)
-                if not run.queued:
-                    yield from withdraw(run, own_id)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if error is not run.error:
+                emit.refused(run, error)
             raise
         if run.claimed and self.local is not None:
             self.local.join(run)
-        return Takeover(found, own_id) if isinstance(found, RunRecord) else found
+        return Takeover(found) if isinstance(found, RunRecord) else found
+
+    def withdraw(self, run: RunState, claim_id: str) -> Program[None]:
+        if run.claimed or not run.queued:  # what is only queued may begin elsewhere
+            wanted = Claim(run.stored_key, claim_id, run.workflow.name, None, run.plan.graph, run.carrier)
+            yield from checkpoints.ask(run, "withdraw", wanted)
 
     def adopt(self, run: RunState) -> Program[Run | None]:
         return adopt(run)

@@ -23,13 +23,13 @@ from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..step import Landed
-from ..stores.base import Claim, RunRecord
+from ..stores.base import RunRecord
 from ..workflow import Workflow
-from .checkpoints import ask, cancelled, parked
+from .checkpoints import cancelled, parked
 from .ledger import ledger_of
 from .restoring import OVER, restore, restore_queue, undo_of
 
-__all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "take_over", "withdraw"]
+__all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "take_over"]
 
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """statuses of steps that may or may not have had their effect"""
@@ -40,12 +40,10 @@ _IN_FLIGHT: Final = frozenset({Status.RUNNING, Status.UNKNOWN})
 class Takeover:
     """See flowcore._kernel.ledger.Takeover."""
 
-    __slots__ = ("claim_id", "record")
+    __slots__ = ("record",)
 
-    def __init__(self, record: RunRecord, claim_id: str | None = None) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.record = record
-        self.claim_id = claim_id
-        """the run id of the claim that took the run over, if that can be withdrawn"""
 
     def restore(self, run: RunState) -> None:
         restore(run, self.record)
@@ -59,20 +57,7 @@ class Takeover:
         return refused is not None
 
     def decide(self, run: RunState) -> Program[None]:
-        try:
-            yield from take_over(run, self.record)
-        except BaseException as error:
-            if self.claim_id is not None and not isinstance(error, Exception | GeneratorExit):  # nothing is decided
-                yield from withdraw(run, self.claim_id)
-            raise
-
-
-def withdraw(run: RunState, claim_id: str) -> Program[None]:
-    """Take back the claim with the run id `claim_id`, because the exit of a signal handler keeps its run from
-    beginning, or from being resumed."""
-    yield from ask(
-        run, "withdraw", Claim(run.stored_key, claim_id, run.workflow.name, None, run.plan.graph, run.carrier)
-    )
+        return take_over(run, self.record)
 
 
 def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:

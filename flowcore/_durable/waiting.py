@@ -235,10 +235,10 @@ def adopt(run: RunState) -> Program[Run | None]:
             if isinstance(answer, Finished):
                 return replay(run, answer.record)
         left = until - run.settings.clock()
-        if left <= 0:
+        if left <= 0 or run.cancelled_late is not None:
             return None
         polls += 1
-        yield Sleep(min(_POLL.delay(polls), left), shielded=True)
+        yield Sleep(min(_POLL.delay(polls), left), shielded=True)  # the run has stopped, which would end it at once
 
 
 def _ended(run: RunState, run_id: str) -> Program[Finished | Held | None]:

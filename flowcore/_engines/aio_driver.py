@@ -35,7 +35,7 @@ from ..run import Run
 from .aio_store_calls import StoreCalls
 from .aio_threads import PendingReply
 from .in_context import InContext, is_process_stopping
-from .interrupts import raised_by_signal, undo_interrupted
+from .interrupts import raised_by_signal
 from .workers import Workers
 
 __all__ = ["AsyncDriver"]
@@ -318,7 +318,7 @@ class AsyncDriver(StoreCalls):
             self.run.undo_stopped = True
             return error
         self._handler_raised(error)
-        return error if self.run.relinquished else undo_interrupted(error)
+        return error if self.run.relinquished else stopping.undo_interrupted(error)
 
     async def _suspended(
         self, program: Program[Any], call: Call, coroutine: Coroutine[Any, Any, Any], waiting: Any

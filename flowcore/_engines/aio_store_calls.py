@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .._kernel import stopping
 from .._kernel.effects import Ask, Outcome, Program, Sleep
 from ..errors import StoreUnavailable
 from .aio_threads import PendingReply, ThreadCalls
 from .driving import drive_on_loop
 from .in_context import is_process_stopping
-from .interrupts import store_interrupted
 
 __all__ = ["StoreCalls"]
 
@@ -54,7 +54,7 @@ class StoreCalls(ThreadCalls):
             except Exception as error:  # noqa: BLE001 - see above
                 pending.set((None, error))
             except (SystemExit, KeyboardInterrupt) as error:
-                pending.set((None, store_interrupted(error)))
+                pending.set((None, stopping.store_interrupted(error)))
                 if not is_process_stopping():  # no task of the client has ended the loop with it yet
                     raise
 
@@ -63,7 +63,7 @@ class StoreCalls(ThreadCalls):
             if task.cancelled():  # the loop shuts down, maybe before the first step; the program calls the store again
                 pending.set((None, StoreUnavailable("the event loop is shutting down.")))
             elif (error := task.exception()) is not None:  # an exit that a signal handler raised here; it ends the loop
-                pending.set((None, store_interrupted(error)))
+                pending.set((None, stopping.store_interrupted(error)))
 
         run = self.run
         context = ask.context or (run.store_context or run.context).copy()
@@ -82,4 +82,4 @@ def _called(verb: Callable[[object], Any], argument: object) -> Outcome:
     except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
         return None, error
     except (SystemExit, KeyboardInterrupt) as error:
-        return None, store_interrupted(error)
+        return None, stopping.store_interrupted(error)

@@ -21,7 +21,7 @@ from ..context import Context
 from ..errors import NoThread
 from ..exits import deferred, is_exit_of_handler, take_deferred
 from ..run import Run
-from .interrupts import SigintGuard, raised_by_signal, restore, undo_interrupted
+from .interrupts import SigintGuard, raised_by_signal, restore
 from .workers import Timers
 
 __all__ = ["CallersThread", "Parked"]
@@ -279,7 +279,7 @@ class CallersThread(ABC):
             self.raised_by_handler = error  # the program cancels the run
             return error
         self._handler_raised(error)
-        return error if self.run.relinquished else undo_interrupted(error)
+        return error if self.run.relinquished else stopping.undo_interrupted(error)
 
     def cancel(self, error: BaseException) -> bool:
         """Cancel the run because of `error`. Returns False if it was stopping already or is over."""

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-from ..errors import StoreUnavailable, UndoInterrupted
 from ..exits import raise_deferred
 
 __all__ = [
@@ -24,8 +23,6 @@ __all__ = [
     "hold_sigint",
     "raised_by_signal",
     "restore",
-    "store_interrupted",
-    "undo_interrupted",
 ]
 
 _SIGINT: Final = int(signal.SIGINT)
@@ -79,19 +76,6 @@ def raised_by_signal(error: BaseException | None) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code in _HANDLERS
-
-
-def store_interrupted(error: BaseException) -> StoreUnavailable:
-    """The error of a call of the store that `error`, an exit, has interrupted."""
-    return StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
-
-
-def undo_interrupted(error: BaseException) -> UndoInterrupted:
-    """The error of an attempt of an undo that `error`, the exit of a signal handler, has cut short. It is not an exit
-    itself, so that the undo is attempted again if its `retry=` allows that."""
-    interrupted = UndoInterrupted(f"the undo was interrupted by {type(error).__name__}.")
-    interrupted.__cause__ = error
-    return interrupted
 
 
 def guard() -> SigintGuard | None:

@@ -36,7 +36,6 @@ from ..run import Run
 from ..stores.base import Claim
 from .base import NO_THREAD, call_title, patience
 from .callers_thread import CallersThread, Parked
-from .interrupts import store_interrupted
 from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
@@ -376,7 +375,7 @@ class Driver(CallersThread):
             self._handler_raised(error)
             if not store.blocks:  # the run retries calls of the other stores
                 return self.ask_here(verb, argument)
-            return None, store_interrupted(error)
+            return None, stopping.store_interrupted(error)
 
     def stop(self, stop: Stop) -> None:
         self.raised_by_handler = stop.exit or self.raised_by_handler

@@ -152,11 +152,12 @@ class Workers:
     def _start(self, job: Job) -> None:
         """(lock) Start a thread that begins with `job`. Raises NoThread."""
         worker = _Worker(self, f"{self._name}-{next(self._numbers)}", job)
-        self._threads.add(worker)
         try:
+            self._threads.add(worker)
             start_thread(worker)
-        except NoThread:
-            self._threads.discard(worker)
+        except BaseException:  # NoThread, or the exit of a signal handler
+            if worker.ident is None:
+                self._threads.discard(worker)
             raise
         self._short_of_threads = False
 

@@ -67,6 +67,9 @@ def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException
         if not error.timed_out:  # the run was cancelled in the meantime
             return None, None
         return None, StepTimeout(f"{what} did not return within {limit:g} s")
+    if error is not None and not isinstance(error, Exception):  # it exits, so the next owner asks again
+        stopping.interrupt(run, error)
+        return None, None
     if error is not None:
         unclear = FlowcoreError(f"{what} raised {type(error).__name__}: {safe_str(error, 200)}")
         unclear.__cause__ = error

@@ -174,6 +174,11 @@ class Claims(Protocol):
         a Run if another run has the key and its outcome counts. Raises if the claim is refused."""
         ...
 
+    def withdraw(self, run: RunState, claim_id: str) -> Program[None]:
+        """Take back the claim with the run id `claim_id`, which may have been granted, because the exit of a signal
+        handler keeps the run from beginning, or from being resumed."""
+        ...
+
     def adopt(self, run: RunState) -> Program[Run | None]:
         """Return the outcome of a run that another owner has taken over, or None if it does not end while the caller
         waits."""

@@ -16,7 +16,6 @@ from .inline import run_inline
 from .ledger import Takeover
 from .outcome import outcome
 from .run_state import RunState
-from .scopes import EventScope
 from .set_aside import end_retries, is_left
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
@@ -36,36 +35,10 @@ def execute(run: RunState) -> Program[Run]:
     Returns the Run, failed or not. Raises if the claim is refused, or if the end of a successful run in memory cannot
     be recorded.
     """
-    earlier: Takeover | None = None
     progress, run.progress = run.progress, None
-    scope = run.scope
-    starts = run.observed and scope is None  # otherwise run_without_driver has emitted the start
-    if starts:
-        emit.requested(run)
-    if run.key is not None or run.settings.durable:
-        found = yield from run.settings.claims.claim(run)
-        if isinstance(found, Run):
-            return found
-        earlier = found
-    elif run.request.deadline is not None:
-        run.deadline = run.settings.clock() + run.request.deadline
-    if earlier is not None:
-        earlier.restore(run)
-    if run.ledger is not None and run.settings.owns is not None:
-        run.settings.owns(run)
-    # That a run is held must be recorded before a hook is called, because a hook may be what crashed its owners.
-    held = (yield from _end_failed(run)) if earlier is not None and earlier.holds(run) else None
-    if starts:
-        scope = run.scope = emit.run_started(run)
-    if earlier is not None:
-        yield from earlier.decide(run)
-    if held is not None:
-        return (yield from _report(run, scope, held))
-    if starts:
-        emit_steps.first_ready(run)
-    if run.on_pause is not None:
-        run.on_pause(None)
-    run.working = True
+    ended = yield from _begin(run)
+    if ended is not None:
+        return ended
     yield from work(run, None, main=True, progress=progress)
     if run.waits is None and run.running and not run.idle(waits=True):
         yield WAIT
@@ -73,26 +46,60 @@ def execute(run: RunState) -> Program[Run]:
         waiting = yield from _rest(run)
         if waiting is not None:
             end_retries(run, run.waits, failed=False)
-            if scope is not None:
-                emit.run_finished(run, scope, waiting)
+            _emit_end(run, waiting)
             return waiting
-    if not run.succeed():  # without a call of _fail, through which each effect of the undos would pass
-        return (yield from _report(run, scope, (yield from _end_failed(run))))
-    finished = _as_run(run, Status.SUCCESS)
-    failure = None
-    if run.claimed:
-        failure = yield from run.settings.claims.finish(run, finished)
-        if failure is not None and run.ledger is not None:
-            stopping.fail_after_all(run, run.ledger.unfinished(run, failure))
-            return (yield from _fail(run, scope))
-    if scope is not None:
-        emit.run_finished(run, scope, finished)
+    if not run.succeed():
+        return (yield from _report(run, (yield from _end_failed(run))))
+    finished, failure = yield from _end_succeeded(run)
+    if finished.status is not Status.SUCCESS:
+        return (yield from _report(run, finished))
+    _emit_end(run, finished)
     if failure is not None:
         _annotate(
             failure, f"{_NOTE}run {run.run_id} succeeded, but its end could not be recorded; its key is still in use."
         )
         raise failure
     return finished
+
+
+def _begin(run: RunState) -> Program[Run | None]:
+    """Claim the run's key, if it has one, and begin or resume the run. Returns its Run if nothing more is done here,
+    because the key belongs to another run, or because the run is held."""
+    starts = run.observed and run.scope is None  # otherwise run_without_driver has emitted the start
+    if starts:
+        emit.requested(run)
+    earlier: Takeover | None = None
+    claim_id: str | None = None
+    try:
+        if run.key is not None or run.settings.durable:
+            claim_id = run.run_id
+            found = yield from run.settings.claims.claim(run)
+            if isinstance(found, Run):
+                return found
+            earlier = found
+        elif run.request.deadline is not None:
+            run.deadline = run.settings.clock() + run.request.deadline
+        if earlier is not None:
+            earlier.restore(run)
+        if run.ledger is not None and run.settings.owns is not None:
+            run.settings.owns(run)
+        # That a run is held must be recorded before a hook is called, because a hook may be what crashed its owners.
+        held = (yield from _end_failed(run)) if earlier is not None and earlier.holds(run) else None
+        if starts:
+            run.scope = emit.run_started(run)
+        if earlier is not None:
+            yield from earlier.decide(run)
+        if held is None:
+            if starts:
+                emit_steps.first_ready(run)
+            if run.on_pause is not None:
+                run.on_pause(None)
+            run.working = True
+    except BaseException as error:
+        if claim_id is not None and not isinstance(error, Exception | GeneratorExit):  # a signal handler exits
+            yield from run.settings.claims.withdraw(run, claim_id)
+        raise
+    return None if held is None else (yield from _report(run, held))
 
 
 def _rest(run: RunState) -> Program[Run | None]:
@@ -137,7 +144,7 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
         return None
     finished = _as_run(run, Status.SUCCESS)
     if run.scope is not None:
-        emit.run_finished(run, run.scope, finished)
+        _emit_end(run, finished)
     return finished
 
 
@@ -147,17 +154,18 @@ def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
     stopping.interrupt(run, error)
     _repair(run)
     run.working = True
-    return (yield from _fail(run, run.scope))
+    finished = yield from _end_failed(run)
+    _emit_end(run, finished)
+    return finished
 
 
 def abort(run: RunState, error: BaseException) -> Program[Run]:
     """Run the rest of the main program of a run, which `error` has ended outside of its steps, as the exit of a signal
     handler does. Other workers have the engine's grace to end. Raises `error` if the run was not begun or resumed."""
-    unclaimed = not run.claimed and (run.key is not None or run.ledger is not None)
-    if unclaimed or (run.earlier is not None and not run.working):  # its claim was withdrawn
+    if not run.working and (run.key is not None or run.ledger is not None):  # its claim was withdrawn
         if run.scope is not None:
             stopping.interrupt(run, error)
-            emit.run_finished(run, run.scope, _failed(run))
+            _emit_end(run, _failed(run))
         raise error
     if run.finished is Status.WAITING:  # it may be left to its store already
         stopping.resume_waits(run, {})
@@ -172,12 +180,10 @@ def abort(run: RunState, error: BaseException) -> Program[Run]:
     if run.finished is not Status.SUCCESS:
         _repair(run)
         run.working = True
-        return (yield from _fail(run, run.scope))
-    finished = _as_run(run, Status.SUCCESS)
-    if run.claimed:
-        yield from run.settings.claims.finish(run, finished)
-    if run.scope is not None:
-        emit.run_finished(run, run.scope, finished)
+        finished = yield from _end_failed(run)
+    else:
+        finished, _ = yield from _end_succeeded(run)
+    _emit_end(run, finished)
     return finished
 
 
@@ -200,9 +206,17 @@ def _repair(run: RunState) -> None:
         run.running = 0
 
 
-def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
-    """End a run that has stopped: undo its steps, record how it ended, and return its Run."""
-    return (yield from _report(run, scope, (yield from _end_failed(run))))
+def _end_succeeded(run: RunState) -> Program[tuple[Run, BaseException | None]]:
+    """Record that a run has succeeded. Returns its Run and, in memory, the reason why the end could not be recorded. On a
+    durable store, such a run has not succeeded."""
+    finished = _as_run(run, Status.SUCCESS)
+    if not run.claimed:
+        return finished, None
+    failure = yield from run.settings.claims.finish(run, finished)
+    if failure is None or run.ledger is None:
+        return finished, failure
+    stopping.fail_after_all(run, run.ledger.unfinished(run, failure))
+    return (yield from _end_failed(run)), None
 
 
 def _end_failed(run: RunState) -> Program[Run]:
@@ -233,13 +247,19 @@ def _end_failed(run: RunState) -> Program[Run]:
     return finished
 
 
-def _report(run: RunState, scope: EventScope | None, finished: Run) -> Program[Run]:
+def _report(run: RunState, finished: Run) -> Program[Run]:
     """Emit the end of a run that has failed. Returns the Run that its caller gets."""
-    if scope is not None:
-        emit.run_finished(run, scope, finished)
-    if finished.status is Status.LOST:
+    _emit_end(run, finished)
+    if finished.status is Status.LOST and not run.parked:  # a process that stops does not wait for the other owner
         finished = (yield from run.settings.claims.adopt(run)) or finished
     return finished
+
+
+def _emit_end(run: RunState, finished: Run) -> None:
+    """Emit the end of the run, once: the exit of a signal handler may come after it."""
+    scope, run.scope = run.scope, None
+    if scope is not None:
+        emit.run_finished(run, scope, finished)
 
 
 def _outcome(run: RunState) -> Status:

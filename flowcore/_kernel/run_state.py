@@ -44,7 +44,7 @@ class RunState:
     input: Any = None
     """the input of Workflow(input=); None until a step reads it"""
     cancelled_late: BaseException | None = None
-    """(lock) the error with which the run was cancelled while it was being left to its store"""
+    """(lock) the error with which the run was cancelled while it was being left to its store, or to another owner"""
     continued: RunState | None = None
     """(lock) after the run was left to its store: the RunState that resumes it for its caller"""
     given = False

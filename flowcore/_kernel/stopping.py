@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import LeaseLost, RunParked, StepCancelled, safe_repr
+from ..errors import LeaseLost, RunParked, StepCancelled, StoreUnavailable, UndoInterrupted, safe_repr
 from ..plan import Node
 from ..run import Sent
 from ..status import Status
@@ -29,6 +29,8 @@ __all__ = [
     "pause",
     "resume_undo",
     "resume_waits",
+    "store_interrupted",
+    "undo_interrupted",
 ]
 
 
@@ -57,7 +59,7 @@ def interrupt(run: RunState, error: BaseException, step: str | None = None) -> b
     Returns whether the run was still in progress and was not cancelled before. The running calls must then be
     interrupted: a program yields a Stop, and other callers use the driver.
     """
-    if run.finished is Status.WAITING:
+    if run.finished is Status.WAITING or is_adopting(run):
         return _cancel_late(run, error)
     if isinstance(error, SystemExit | KeyboardInterrupt) and run.settings.durable:
         return hand_over(run, error)
@@ -81,10 +83,13 @@ def hand_over(run: RunState, error: BaseException) -> bool:
     """Park the run for another process, even while it is being undone, because this process stops with `error`. Its
     calls are to end early. A run in memory is cancelled instead, because no other process can resume it. Returns
     whether the running calls must be interrupted, as `interrupt` does."""
-    if not run.settings.durable:
+    if not run.settings.durable or is_adopting(run):
         return interrupt(run, error)
     with run.lock:
-        if run.finished is not None or run.lost or (run.parked and run.interrupted):
+        if run.finished is not None:
+            run.interrupted = True  # if its end cannot be recorded, that is tried until its lease ends, and no longer
+            return False
+        if run.lost or (run.parked and run.interrupted):
             return False
         run.interrupted = True
         if not run.parked:
@@ -140,7 +145,7 @@ def fail_after_all(run: RunState, error: BaseException) -> None:
     `error`."""
     with run.lock:
         run.finished = None
-        run.parked, run.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
+        run.parked, run.lost = run.parked or isinstance(error, RunParked), isinstance(error, LeaseLost)
         if run.relinquished:
             _leave(run, error)
         else:
@@ -208,8 +213,13 @@ def pause(run: RunState) -> bool:
         return True
 
 
+def is_adopting(run: RunState) -> bool:
+    """Whether the caller of a run that was lost waits for the outcome that another owner gives it."""
+    return run.finished is Status.LOST and run.request.wait is not None
+
+
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being, or was, left to its store. Returns False if no caller waits for it, or if the
+    """Cancel a run that is being, or was, left to its store, or to another owner. Returns False if no caller waits for it, or if the
     RunState that resumes it has ended or was cancelled before."""
     with run.lock:
         if run.given or run.request.unattended:
@@ -239,3 +249,19 @@ def resume_waits(run: RunState, sent: Mapping[str, Sent]) -> None:
             run.waits.sent.update(sent)
     if error is not None:
         interrupt(run, error)
+
+
+# -- calls that the exit of a signal handler cuts short ----------------------------------------------------------------
+
+
+def store_interrupted(error: BaseException) -> StoreUnavailable:
+    """The error of a call of the store that `error`, an exit, has interrupted."""
+    return StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
+
+
+def undo_interrupted(error: BaseException) -> UndoInterrupted:
+    """The error of an attempt of an undo that `error`, the exit of a signal handler, has cut short. It is not an exit
+    itself, so that the undo is attempted again if its `retry=` allows that."""
+    interrupted = UndoInterrupted(f"the undo was interrupted by {type(error).__name__}.")
+    interrupted.__cause__ = error
+    return interrupted

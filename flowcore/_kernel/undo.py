@@ -69,6 +69,8 @@ def work_undo(run: RunState, node: Node | None) -> Program[None]:
             if not is_exit_of_handler(error):
                 raise
             stopping.interrupt(run, error)
+            if run.ledger is not None:
+                run.ledger.save_again(run)
             yield Stop(cancel=True, exit=error)
             if run.report(node).undo is None:  # in memory, it is made again; else, the next owner makes it
                 continue

@@ -39,6 +39,9 @@ class Granted:
         run.claimed = True
         return self._driver.begin()
 
+    def withdraw(self, run: RunState, claim_id: str) -> Program[None]:
+        yield from ()  # Temporal ends the execution
+
     def adopt(self, run: RunState) -> Program[Run | None]:
         yield from ()
         return None

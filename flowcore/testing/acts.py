@@ -10,7 +10,7 @@ from typing import Final
 from ..events import Event
 from ..run import Run
 
-__all__ = ["CRASHES", "Act", "Caller", "Fault", "Halt", "Injected", "Sending", "SimulatedCall"]
+__all__ = ["CRASHES", "Act", "Caller", "Exit", "Fault", "Halt", "Injected", "Sending", "SimulatedCall"]
 
 
 class Fault(StrEnum):
@@ -52,6 +52,17 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class Exit:
+    """The moment at which a signal handler of a process raises SystemExit."""
+
+    at: str
+    """what it interrupts: the driver, between two effects of a program ("driver"), a program that reads its clock
+    ("clock"), a call of user code ("call"), a hook ("hook") or a call of the store ("store")"""
+    number: int
+    """at which moment of this kind, counted from 1"""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """A caller of the run, in its own process."""
 
@@ -66,6 +77,7 @@ class Caller:
     decides: str | None = None
     """for an operator, who runs nothing: the verb of the store to call for the key (resume, undo, hold or release)"""
     halt: Halt | None = None
+    exits: Exit | None = None
     stops: float | None = None
     """seconds after which its process must stop, as in a deploy; None if it need not"""
     beats: bool = True
@@ -126,5 +138,7 @@ class Act:
     """when it stopped in the middle of its work; None if it did not"""
     cancelled: float | None = None
     """when it cancelled the run; None if it did not"""
+    exited: float | None = None
+    """when a signal handler exited; None if none did"""
     stopped: float | None = None
     """when it parked the run because its process had to stop; None if it did not"""

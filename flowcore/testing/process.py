@@ -34,7 +34,7 @@ from .._kernel.effects import (
 )
 from .._kernel.inline import can_run_inline
 from .._kernel.request import Request
-from .._kernel.run import execute, run_without_driver, work_beside_main
+from .._kernel.run import abort_inline, execute, run_without_driver, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings, namespace_of
 from .._kernel.wait_steps import keep, receive
@@ -45,6 +45,7 @@ from ..run import Run, Sent
 from ..stores.base import Lease, Renewal
 from ..workflow import Workflow
 from .acts import Act, Caller, Fault, Sending, SimulatedCall
+from .exits import ExitingProcess
 from .inline import instrumented
 from .journal import Journal
 from .network import Network
@@ -59,7 +60,7 @@ _BEATS = 3  # renewals per lease, as in an engine
 _SENT_HERE = 0.5  # the share of values that are sent through the engine that has the run
 
 
-class Process(SimulatedCode):
+class Process(ExitingProcess, SimulatedCode):
     """Drives the programs of one run in virtual time."""
 
     def __init__(
@@ -80,7 +81,8 @@ class Process(SimulatedCode):
         ids: random.Random,
         on_idle: Callable[[], None],
     ) -> None:
-        super().__init__()
+        SimulatedCode.__init__(self)
+        ExitingProcess.__init__(self, caller.exits)
         self.world = world
         self.act = Act(caller, world.now)
         self._network = network
@@ -98,15 +100,16 @@ class Process(SimulatedCode):
         self._begun = False  # whether the main program exists
         self._due = 0  # scheduled actions and awaited replies, without those of its heartbeat
         self._stopped_until = 0.0
+        hooks = [self._hook] if caller.exits is not None and caller.exits.at == "hook" else []
         self._settings = Settings(
             store=network.store,
             claims=StoreClaims(),
-            hooks=Hooks([self.act.events.append, journal] if journal is not None else []),
+            hooks=Hooks([] if journal is None else [*hooks, self.act.events.append, journal]),
             grace=grace,
             parallel=max_workers,
             runs_async=True,
             caller_shares=world.random.random() < 0.5,  # It is true in Engine and false in AsyncEngine.
-            clock=world.clock,
+            clock=world.clock if caller.exits is None else self._clock,
             wall=world.clock,
             random=world.random.random,
             new_id=lambda: f"{ids.getrandbits(128):032x}",
@@ -148,13 +151,21 @@ class Process(SimulatedCode):
 
     def _run_inline(self) -> None:
         """Run the steps that can run inline, on a thread or in a task as an engine does, and then the main program."""
-        self._inline = True
-        finished = run_without_driver(self.run, is_async=self.run.plan.has_async is not None and self._random() < 0.7)
-        self._inline = False
-        if finished is not None:
-            self.over(finished, None)
-            return
-        self._main, self._begun = execute(self.run), True
+        self._inline = self._drives = True
+        is_async = self.run.plan.has_async is not None and self._random() < 0.7
+        try:
+            finished = run_without_driver(self.run, is_async=is_async)
+        except SystemExit as error:
+            self._main = abort_inline(self.run, error)
+        else:
+            if finished is not None:
+                self.over(finished, None)
+                return
+            self._main = execute(self.run)
+        finally:
+            self._inline = self._drives = False
+            self._act_on_deferred()
+        self._begun = True
         self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
@@ -219,18 +230,39 @@ class Process(SimulatedCode):
     # -- the programs --------------------------------------------------------------------------------------------------
 
     def _advance(self, program: Program[Any], answer: Any) -> None:
+        throws = False
         while True:
+            exits = None if throws else self._struck("driver")
+            if exits is not None:  # the answer is lost
+                self._handler_raised(exits)
+                answer, throws = exits, True
             try:
-                effect = program.send(answer)
+                self._drives = True
+                effect = program.throw(answer) if throws else program.send(answer)
             except StopIteration as stop:
                 if program is self._main:
                     self.over(stop.value, None)
                 return None
-            except BaseException as error:
+            except Exception as error:
                 if program is not self._main:
                     raise
                 self.over(None, error)  # a refused claim
                 return None
+            except BaseException as error:  # noqa: BLE001 - the caller gets it once the run has ended
+                aborted = self._aborted(program, error)
+                if aborted is None:
+                    return None
+                program, answer, throws = aborted, None, False
+                continue
+            finally:
+                self._drives = False
+                self._act_on_deferred()
+            throws = False
+            exits = self._struck("driver")
+            if exits is not None:  # the effect is not performed
+                self._handler_raised(exits)
+                answer, throws = exits, True
+                continue
             answer = None
             if type(effect) is Suspended:  # The inline path has only begun this step: call it as any other one.
                 effect.coroutine.close()
@@ -243,7 +275,7 @@ class Process(SimulatedCode):
                 if not self._network.is_faultless or self._halts("store", self._asks + 1):
                     return self._ask(program, effect)
                 self._asks += 1
-                answer = self._network.ask(self._number, effect.verb, effect.argument)
+                answer = self._interrupted_ask(self._network.ask(self._number, effect.verb, effect.argument))
             elif type(effect) is Sleep:
                 if not effect.is_over_at_once(self.run):
                     self._sleeping[effect] = program
@@ -259,9 +291,7 @@ class Process(SimulatedCode):
                 self._main_parked = True
                 return None
             elif effect is RESUME:
-                if self._main_parked:
-                    self._main_parked = False
-                    self._soon(self._main, None)
+                self._resume_main()
             elif type(effect) is Alarm:
                 self._after(effect.seconds, self.look)
             elif effect is REQUEST_WORKER:
@@ -278,7 +308,10 @@ class Process(SimulatedCode):
         store applies the request, if its halt is due."""
         self._asks += 1
         halt = self._halt if self._halts("store", self._asks) else None
-        on_reply = partial(self._advance, program)
+
+        def on_reply(outcome: Outcome) -> None:
+            self._advance(program, self._interrupted_ask(outcome))
+
         if halt is None:
             self._send(ask.verb, ask.argument, on_reply)
         elif halt.done:
@@ -394,10 +427,14 @@ class Process(SimulatedCode):
             self.act.stopped = self.world.now
             self._stop(Stop(cancel=True))
 
-    def _stop(self, stop: Stop) -> None:
-        if self.run.resumes_main() and self._main_parked:
+    def _resume_main(self) -> None:
+        if self._main_parked:
             self._main_parked = False
             self._soon(self._main, None)
+
+    def _stop(self, stop: Stop) -> None:
+        if self.run.resumes_main():
+            self._resume_main()
         for call in list(self._waiting):
             self._ends_wait(call, timed_out=False)
         for sleep in list(self._sleeping):

@@ -69,6 +69,10 @@ class SimulatedCode(ABC):
         """Stop this process for so many seconds of virtual time."""
 
     @abstractmethod
+    def _interrupted_call(self, call: Call) -> Outcome | None:
+        """The outcome of a call that a signal handler interrupts now, or None."""
+
+    @abstractmethod
     def cancel(self) -> None:
         """Cancel the run."""
 
@@ -142,7 +146,8 @@ class SimulatedCode(ABC):
             self._after(takes * self._random(), partial(self._halt_for, halt.seconds))
         if fault is Fault.STUCK:
             return
-        if self._random() < 0.5 and fault is not Fault.TIMEOUT if halt is None else halt.done:
+        early = self._random() < 0.5 and fault is not Fault.TIMEOUT if halt is None else halt.done
+        if early and self.act.caller.exits is None:  # an exit comes in user code only while its run waits for it
             outcome = self._performed(call, fault)
             self._after(takes, lambda: self._ends(call, outcome))
         else:
@@ -169,6 +174,10 @@ class SimulatedCode(ABC):
         if fault is Fault.FAIL_BEFORE or fault is Fault.UNDO_FAILS:
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
+        given_up = self._traces[call].given_up is not None
+        interrupted = None if given_up else self._interrupted_call(call)
+        if interrupted is not None:
+            return interrupted
         self._traces[call].performed = self.world.now
         does, results = self._traces[call].what == "do", self.run.results
         watch = ResultsWatch(results) if does and not self._settings.durable else None
@@ -184,6 +193,9 @@ class SimulatedCode(ABC):
             self._coroutines.append(value)
             if fault is Fault.CRASH_AFTER:
                 self.world.runner.run(value, context=call.context)
+        interrupted = None if given_up else self._interrupted_call(call)
+        if interrupted is not None:
+            return interrupted
         if fault is Fault.FAIL_AFTER:
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")

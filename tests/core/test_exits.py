@@ -17,6 +17,7 @@ from typing import Any, Self
 import pytest
 
 from flowcore import AsyncEngine, Backoff, CompensationFailed, Context, Engine, Retry, Run, Status, Workflow
+from flowcore._engines.workers import Workers
 from flowcore.events import (
     CompensationStarted,
     Event,
@@ -252,6 +253,9 @@ def test_an_exit_at_any_moment_of_steps_beside_each_other_ends_their_run(
             break
         if not isinstance(raised, SystemExit):
             problems.append(f"{strike.struck}: raised {raised!r}")
+        # An exit in the first instruction of a task ends the loop, which cancels the undos in other tasks.
+        if strike.struck.endswith(" _drive"):
+            continue
         if status(store) is Status.RUNNING or (+ledger.standing).keys() - {"d"}:
             problems.append(f"{strike.struck}: {status(store)}, {ledger}")
     assert moment > 100
@@ -399,6 +403,21 @@ def test_an_exit_in_a_step_is_raised_although_another_step_had_failed_before(led
     error = exits("threads", wf, MemoryStore(), hooks=[fails])
     assert isinstance(error.__cause__, ValueError)
     assert ledger == ["fails", "-here"]
+
+
+def test_an_exit_while_a_thread_starts_takes_no_place_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    strikes, start, came, pool = once(), threading.Thread.start, threading.Event(), Workers(1, "test")
+
+    def struck(thread: threading.Thread) -> None:
+        strikes()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", struck)
+    with pytest.raises(SystemExit):
+        pool.put(came.clear)
+    pool.put(came.set)
+    assert came.wait(PATIENCE)
+    pool.close(PATIENCE)
 
 
 # -- in hooks ----------------------------------------------------------------------------------------------------------

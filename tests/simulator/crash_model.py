@@ -29,6 +29,7 @@ from flowcore.events import (
     AttemptStarted,
     CompensationFinished,
     CompensationStarted,
+    HookFailed,
     LeaseLost,
     MaintenanceFinished,
     MaintenanceStarted,
@@ -44,6 +45,7 @@ from flowcore.events import (
 from flowcore.run import StepReport
 from flowcore.stores.base import Claimed, Lost
 from flowcore.testing.acts import Act, Fault, SimulatedCall
+from flowcore.testing.network import Weather
 
 from .chronicle import OVER, Chronicle, Done, Grant, KeptRun, Known
 from .crashes import Tale
@@ -153,7 +155,11 @@ def undo_order(c: Chronicle) -> Iterator[str]:
             continue
         if run.decisions:
             continue  # Failed undos are tried again, in the order in which they failed.
-        places = {name: _place(c, run, call) for name, call in firsts.items() if not _was_pending(c, run, call)}
+        places = {
+            name: _place(c, run, call)
+            for name, call in firsts.items()
+            if not _was_pending(c, run, call) and not _was_verified(c, run, call)
+        }
         for (one, first), (other, second) in itertools.pairwise(places.items()):
             if first < second:
                 yield f"{one} is undone before {other}, which was done after it: {first}, {second}"
@@ -189,6 +195,13 @@ def _was_pending(c: Chronicle, run: KeptRun, call: SimulatedCall) -> bool:
         and call.step in found.steps
         and found.status_of(call.step) is Status.PENDING
     )
+
+
+def _was_verified(c: Chronicle, run: KeptRun, call: SimulatedCall) -> bool:
+    """Whether an owner found that the effect of a step is missing, which may have come later, from a zombie, or an owner
+    before the one that undoes it found the effect. Then its undo may come at any place."""
+    said = {fence: _said(c, call.step, fence) for fence in run.fences()}
+    return "not landed" in said.values() or any(said[fence] == "landed" for fence in said if fence < call.fence)
 
 
 def _said(c: Chronicle, step: str, fence: int) -> str | None:
@@ -231,7 +244,7 @@ def endings(c: Chronicle) -> Iterator[str]:
             "hold" in run.decisions
             or "release" in run.decisions
             or run.withdrawn
-            or not (run.grants[-1].delivered or c.story.acts[run.grants[-1].process].ended is None)
+            or not (run.grants[-1].delivered or _may_hear(c.story.acts[run.grants[-1].process], run.grants[-1]))
         ):
             continue  # An operator has decided, or the last claim was a late copy whose sender no longer waited for it.
         if run is not c.runs[-1] and end.status not in RELEASED:
@@ -256,6 +269,11 @@ def endings(c: Chronicle) -> Iterator[str]:
                 yield "something was undone past the pivot"
         elif not (end.status is Status.PARKED and (end.held or _leaves_it_parked(c, run))):
             yield f"the run is stuck: {end.status}"
+
+
+def _may_hear(act: Act, grant: Grant) -> bool:
+    """Whether the process was at work when its claim was granted."""
+    return act.ended is None and (act.halted is None or act.halted >= grant.at)
 
 
 def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
@@ -335,6 +353,8 @@ def callers(c: Chronicle) -> Iterator[str]:
                 kinds = (*kinds, LeaseLostError)
             if act.caller.stops is not None:
                 kinds = (*kinds, RunParked)
+            if act.exited is not None and isinstance(act.refusal, SystemExit):
+                continue
             if not isinstance(act.refusal, kinds):
                 yield f"{who} is refused with {act.refusal!r}"
             continue
@@ -399,7 +419,7 @@ def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterato
         if got.results != results:
             yield f"{who} got the results {got.results}, the store has {results}"
     lost = sum(isinstance(event, LeaseLost) for event in act.events)
-    if lost > 1 or (got.status is Status.LOST and not lost):
+    if lost > 1 or (got.status is Status.LOST and not lost and act.exited is None):
         yield f"{who} gets {lost} reports that its lease is lost"
     mine = {grant.fence: grant for grant in run.grants if grant.delivered}
     started = [event for event in act.events if isinstance(event, RunStarted)]
@@ -522,7 +542,7 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
 
 
 def departures(c: Chronicle) -> Iterator[str]:
-    """When an owner parks a run, a step that it has not begun is not in doubt."""
+    """When an owner parks a run, a step that it has not begun is not in doubt, unless an exit came just then."""
     for run in c.runs:
         for position in run.parked:
             grant = [grant for grant in run.grants if grant.position < position][-1]
@@ -530,6 +550,8 @@ def departures(c: Chronicle) -> Iterator[str]:
             begun = {call.step for call in c.story.calls if call.what == "do" and call.fence == grant.fence}
             for name in run.before(position + 1).steps:
                 found_open = name in before and _is_open(before[name])
+                if c.story.acts[grant.process].exited is not None:
+                    continue
                 if run.before(position + 1).status_of(name) is Status.RUNNING and not found_open and name not in begun:
                     yield f"process {grant.process} parks the run, and leaves {name} as running, which it has not begun"
 
@@ -540,9 +562,40 @@ def leaving(c: Chronicle) -> Iterator[str]:
     for number, act in enumerate(c.story.acts):
         if act.stopped is None or act.ended is None or act.halted is not None:
             continue
-        allowed = 2 * c.tale.spec.grace + c.tale.plot.lease
+        allowed = 2 * c.tale.spec.grace + 2 * c.tale.plot.lease  # two requests, each for a part of a lease
         if act.ended > act.stopped + allowed:
             yield f"process {number} had to stop at {act.stopped}, and left the run only at {act.ended}"
+
+
+def exits(c: Chronicle) -> Iterator[str]:
+    """A process that a signal handler ends leaves no run with its lease, and loses nothing that has ended, if it can reach
+    the store."""
+    if c.tale.plot.weather != Weather():
+        return
+    for run in c.runs:
+        for grant, following in itertools.zip_longest(run.grants, run.grants[1:]):
+            act = c.story.acts[grant.process]
+            known = run.now if following is None else run.before(following.position)
+            if act.exited is None or act.halted is not None or known.fence != grant.fence:
+                continue
+            if grant.at > act.exited or (following is not None and following.at <= act.exited):
+                continue
+            verbs = [call.verb for call in c.story.stored if call.process == grant.process and call.verb != "renew"]
+            if "withdraw" in verbs:
+                if verbs[-1] != "withdraw":
+                    yield f"process {grant.process} withdraws its claim, and then sends {verbs[-1]}"
+                continue
+            if known.status is Status.RUNNING:
+                yield f"process {grant.process} exits, and leaves the run as running"
+            late = {event.step for event in act.events if isinstance(event, StepCompletedLate)}  # they are undone again
+            for event in act.events:
+                done = getattr(event, "outcome", None) is Status.SUCCESS
+                if isinstance(event, StepFinished) and done and known.status_of(event.step) is not Status.SUCCESS:
+                    yield f"process {grant.process} exits, and leaves {event.step} as {known.status_of(event.step)}"
+                if not isinstance(event, CompensationFinished) or not done or event.step in late:
+                    continue
+                if known.undo_of(event.step) is not Status.SUCCESS:
+                    yield f"process {grant.process} exits, and leaves the undo of {event.step} as {known.undo_of(event.step)}"
 
 
 def decisions(c: Chronicle) -> Iterator[str]:
@@ -554,7 +607,9 @@ def decisions(c: Chronicle) -> Iterator[str]:
             if stopped is None or found is None or found.undoing or found.decision is not None:
                 continue
             asked = [call for call in c.story.calls if (call.what, call.fence) == ("verify", grant.fence)]
-            cut = any(call.given_up is not None and call.given_up >= stopped for call in asked)
+            given_up = [call.given_up for call in asked if call.given_up is not None]
+            # One that times out in the moment of an exit was not cut short by it.
+            cut = any(moment > stopped or (moment == stopped and act.exited is None) for moment in given_up)
             if cut and any(isinstance(event, RunRecovered) and event.at >= stopped for event in act.events):
                 yield f"process {grant.process} decides about the run, though its verify= was cut short at {stopped}"
 
@@ -657,7 +712,8 @@ def reported(c: Chronicle) -> Iterator[str]:
     for number, act in enumerate(c.story.acts):
         kinds = Counter(type(event) for event in act.events)
         for start, finish in PAIRS:
-            if kinds[finish] > kinds[start] or (act.ended is not None and kinds[finish] != kinds[start]):
+            ends = act.ended is not None and act.exited is None
+            if kinds[finish] > kinds[start] or (ends and kinds[finish] != kinds[start]):
                 yield f"process {number}: {kinds[start]} {start.__name__}, {kinds[finish]} {finish.__name__}"
         if kinds[RunRequested] > 1 or kinds[RunStarted] > 1 or kinds[RunRecovered] > 1:
             yield f"process {number} begins more than once: {kinds}"
@@ -666,8 +722,10 @@ def reported(c: Chronicle) -> Iterator[str]:
             yield f"process {number} starts a step twice: {begun}"
         # The event of an end is emitted after the request to the store about it, but with the time of the end. So is that
         # of a step or an undo whose backoff a lost or parked run cuts short: it ended with its latest attempt.
-        left = act.run is not None and act.run.status in {Status.LOST, Status.PARKED}
-        for before, after in itertools.pairwise(e for e in act.events if not isinstance(e, StoreCalled | LeaseLost)):
+        left = act.stopped is not None or (act.run is not None and act.run.status in {Status.LOST, Status.PARKED})
+        for before, after in itertools.pairwise(
+            e for e in act.events if not isinstance(e, StoreCalled | LeaseLost | HookFailed)
+        ):
             cut = left and isinstance(after, StepFinished | CompensationFinished)
             if after.at < before.at - 1e-6 and not cut:
                 yield f"process {number}: time goes back from {before} to {after}"
@@ -694,6 +752,7 @@ JUDGES = (
     doubts,
     departures,
     leaving,
+    exits,
     decisions,
     reasons,
     nothing_left_in_flight,

@@ -1,8 +1,9 @@
-"""Mutants of the durable protocols. Each breaks a promise, and the stories of crashes must find it."""
+"""Mutants of the durable protocols. Each breaks a promise, and the stories of crashes must find it, or, for those in
+EXITS, the stories of exits."""
 
 from .mutants import Mutant, m
 
-__all__ = ["MUTANTS"]
+__all__ = ["EXITS", "MUTANTS"]
 
 MUTANTS: tuple[Mutant, ...] = (
     # requests to the store: their contents and their time
@@ -290,5 +291,50 @@ MUTANTS: tuple[Mutant, ...] = (
         "takeover",
         "own_error(run.workflow, error) if error is not None else",
         "None or",
+    ),
+)
+
+EXITS: tuple[Mutant, ...] = (
+    m(
+        "after an exit, a run counts as a success although its end was refused",
+        "run",
+        "        finished, _ = yield from _end_succeeded(run)\n",
+        "        finished = _as_run(run, Status.SUCCESS)\n",
+    ),
+    m(
+        "after an exit, what the interrupted program had to save is not saved",
+        "steps",
+        "        run.ledger.save_again(run)\n",
+        "        pass\n",
+    ),
+    m(
+        "after an exit, an undo that was made is not saved",
+        "undo",
+        "                run.ledger.save_again(run)\n",
+        "                pass\n",
+    ),
+    m(
+        "an exit leaves the run that it keeps from beginning with its lease",
+        "run",
+        "            yield from run.settings.claims.withdraw(run, claim_id)\n",
+        "            pass\n",
+    ),
+    m(
+        "an exit ends a run that it keeps from beginning",
+        "run",
+        "if not run.working and (run.key",
+        "if not run.claimed and (run.key",
+    ),
+    m(
+        "the end of a run is reported again after an exit",
+        "run",
+        "    scope, run.scope = run.scope, None\n",
+        "    scope = run.scope\n",
+    ),
+    m(
+        "a verify= that an exit cuts short decides",
+        "doubt",
+        "        stopping.interrupt(run, error)\n",
+        "        pass\n",
     ),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowcore import Workflow
-from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.acts import Caller, Exit, Halt
 from flowcore.testing.network import SimulatedStore, StoreCall, Weather
 from flowcore.testing.story import Story, play
 
@@ -74,6 +74,11 @@ def _halt(draw: Draw, lease: float) -> Halt | None:
     return Halt(at, draw.integer(1, draw.choice((4, 8, 16))), draw.chance(50), seconds)
 
 
+def _exit(draw: Draw) -> Exit:
+    at = draw.choice(("driver", "driver", "clock", "clock", "call", "hook", "store"))
+    return Exit(at, draw.integer(1, draw.choice((5, 10, 30))))
+
+
 def _caller(draw: Draw, lease: float, key: str | None, number: int) -> Caller:
     return Caller(
         after=lease * draw.choice((0.1, 1.1, 1.1, 1.5, 2.5)) if number else 0.0,
@@ -130,6 +135,14 @@ def plotted(draw: Draw, seed: int) -> Plot:
 
 def from_seed(seed: int) -> Plot:
     return plotted(Seeded(seed), seed)
+
+
+def exiting(seed: int) -> Plot:
+    """Return the plot of a seed in which a signal handler of every process exits, and few of them crash."""
+    draw = Seeded(seed)
+    plot = plotted(draw, seed)
+    callers = (replace(one, exits=_exit(draw), halt=one.halt if draw.chance(30) else None) for one in plot.callers)
+    return replace(plot, callers=tuple(callers))
 
 
 # -- playing -----------------------------------------------------------------------------------------------------------
@@ -214,6 +227,8 @@ def reported(tale: Tale) -> Iterator[str]:
             lines.append((event.at, number, f"{type(event).__name__} {words}"))
         if act.halted is not None:
             lines.append((act.halted, number, "STOPS"))
+        if act.exited is not None:
+            lines.append((act.exited, number, "EXITS"))
         if act.ended is not None:
             lines.append((act.ended, number, f"is over: {act.run!r} {act.refusal!r:.200}"))
     for position, stored in enumerate(story.stored):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 
 from .crash_model import judged_tale
-from .crash_mutants import MUTANTS
-from .crashes import differs_alone, from_seed, played
+from .crash_mutants import EXITS, MUTANTS
+from .crashes import differs_alone, exiting, from_seed, played
 from .mutants import Mutant, applied
 
 SEEDS = 1700
@@ -22,6 +22,11 @@ RARE = {
     "a process that must stop waits for the next attempt of a step": 301,
     "a process that must stop while it takes a run over forgets why the run failed": 820,
     "a verify= that the stop of its process cut short decides": 394,
+    "after an exit, a run counts as a success although its end was refused": 325,
+    "after an exit, an undo that was made is not saved": 1008,
+    "an exit ends a run that it keeps from beginning": 86,
+    "the end of a run is reported again after an exit": 784,
+    "a verify= that an exit cuts short decides": 11136,
 }
 """For each mutant that few seeds find, the first one that does. It is tried first, because to try all seeds before it
 would take most of this file's time."""
@@ -39,10 +44,21 @@ def found_by(seeds: Iterable[int]) -> int | None:
     return None
 
 
+def exits_found_by(seeds: Iterable[int]) -> int | None:
+    """Return the first of these seeds whose story of exits breaks a promise, or None."""
+    for seed in seeds:
+        try:
+            if judged_tale(played(exiting(seed))):
+                return seed
+        except Exception:  # noqa: BLE001 - a mutant may break anything
+            return seed
+    return None
+
+
 def test_there_are_enough_mutants_of_durable_runs() -> None:
     assert len(MUTANTS) >= 25
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
-    assert {mutant.name for mutant in MUTANTS} >= RARE.keys()
+    assert {mutant.name for mutant in (*MUTANTS, *EXITS)} >= RARE.keys()
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")  # A mutant may never await one.
@@ -53,3 +69,12 @@ def test_every_mutant_of_durable_runs_is_caught(mutant: Mutant) -> None:
         seed = found_by([first, *range(SEEDS)])
     assert seed is not None, f"mutant not caught: {mutant.name}"
     assert found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@pytest.mark.parametrize("mutant", EXITS, ids=lambda mutant: mutant.name)
+def test_every_mutant_of_what_happens_after_an_exit_is_caught(mutant: Mutant) -> None:
+    with applied(mutant):
+        seed = exits_found_by([RARE.get(mutant.name, 0), *range(SEEDS)])
+    assert seed is not None, f"mutant not caught: {mutant.name}"
+    assert exits_found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"

@@ -15,14 +15,14 @@ from flowcore import Context, IdempotencyHeld, LeaseLost, RunParked, Status, Wor
 from flowcore.events import RunRecovered
 from flowcore.stores.base import Finished, Lost
 from flowcore.testing import SimulatedStore
-from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.acts import Caller, Exit, Halt
 from flowcore.testing.network import Weather
 from flowcore.testing.process import PATIENCE
 from flowcore.testing.story import play
 
 from .crash_model import judged_tale
 from .crash_mutants import MUTANTS
-from .crashes import Plot, Tale, differs_alone, from_seed, played, plotted
+from .crashes import Plot, Tale, differs_alone, exiting, from_seed, played, plotted
 from .model import judged_twice
 from .mutants import applied
 from .specs import Drawn, Spec, StepSpec, UndoSpec, from_seed as plain_from_seed, tried, without_exits
@@ -52,6 +52,34 @@ def prove(seed: int) -> Tale:
 def test_every_promise_holds_through_crashes_and_takeovers(seeds: range) -> None:
     for seed in seeds:
         prove(seed)
+
+
+@pytest.mark.proof(quick=500, full=10_000, each=500)
+def test_every_promise_holds_through_the_exits_of_signal_handlers(seeds: range) -> None:
+    struck = Counter[str]()
+    for seed in seeds:
+        tale = played(exiting(seed))
+        broken = judged_tale(tale)
+        assert not broken, f"{'; '.join(broken)}; seed {seed}"
+        struck.update(act.caller.exits.at for act in tale.story.acts if act.exited is not None and act.caller.exits)
+    assert min(struck[at] for at in ("driver", "clock", "call", "hook", "store")) > len(seeds) * 0.03
+
+
+@pytest.mark.parametrize(
+    ("exits", "cancel_at"),
+    [(Exit("call", 1), None), (Exit("store", 3), None), (None, 40.0)],
+    ids=["an exit before it learns that", "an exit", "a cancellation"],
+)
+def test_a_process_that_has_lost_its_run_does_not_wait_for_the_outcome_after(
+    exits: Exit | None, cancel_at: float | None
+) -> None:
+    zombie = Caller(wait=600.0, halt=Halt("call", 1, done=True, seconds=34.0), exits=exits)
+    callers = (zombie, Caller(33.0))
+    story = play(chain(100), seed=1, store=SimulatedStore(), key="k", callers=callers, cancel_at=cancel_at)
+    first, second = story.acts
+    assert first.ended - (first.exited or first.cancelled) < 2.0
+    assert second.run.status is Status.SUCCESS
+    assert second.ended - first.ended > 10.0
 
 
 def test_stories_that_once_broke_a_promise_keep_it() -> None:
