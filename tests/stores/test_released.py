@@ -39,7 +39,9 @@ def read(folder: Path, name: str) -> Any:
 def test_an_sqlite_file_of_a_release_is_read(folder: Path, tmp_path: Path) -> None:
     store = restored_sqlite(folder, tmp_path / "runs.db")
     assert story(store) == read(folder, "expected.json")["runs"]
+    assert store.counts() == {("order", "held"): 1, ("etl", "incomplete"): 1}
     goes_on(store)
+    assert store.counts() == {("order", "held"): 1, ("etl", "incomplete"): 1}
     store.close()
 
 

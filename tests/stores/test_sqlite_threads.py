@@ -22,8 +22,9 @@ from flowcore.stores.base import Claim, Claimed
 from flowcore.stores.sqlite import group_commit, opening
 from flowcore.stores.sqlite.database import Database
 from flowcore.stores.sqlite.group_commit import GroupCommit
+from flowcore.stores.sqlite.opening import Schema
 
-SCHEMA = ("CREATE TABLE words (word TEXT)",)
+SCHEMA = Schema(("CREATE TABLE words (word TEXT)",))
 LIMIT = 10.0
 
 
@@ -231,7 +232,9 @@ def begin():  # after the store has shut its file for the fork: the hooks that r
 writers = []
 os.register_at_fork(before=begin)
 from flowcore.stores.sqlite.database import Database
-words = Database(sys.argv[1], ("CREATE TABLE words (word TEXT)",), full=False)
+from flowcore.stores.sqlite.opening import Schema
+from flowcore.stores.sqlite.opening import Schema
+words = Database(sys.argv[1], Schema(("CREATE TABLE words (word TEXT)",)), full=False)
 child = os.fork()
 if child == 0:
     for number in range(2):

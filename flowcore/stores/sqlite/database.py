@@ -20,7 +20,7 @@ from ...errors import StoreError, StoreUnavailable
 from .channel import Channel
 from .files import Identity, check_access, create
 from .group_commit import GroupCommit
-from .opening import PATIENCE, open_file
+from .opening import PATIENCE, Schema, open_file
 
 __all__ = ["PATIENCE", "Database"]
 
@@ -29,7 +29,7 @@ Fact = str | int | float
 
 
 class Database:
-    """The file at `path`, with the tables that the statements of `schema` create. `full`: whether a commit waits for
+    """The file at `path`, with the tables of `schema`. `full`: whether a commit waits for
     the disk. `shared`: accept a file that others may write. `prepare`: called with each connection that is opened.
     Thread-safe.
 
@@ -39,7 +39,7 @@ class Database:
     def __init__(
         self,
         path: str,
-        schema: tuple[str, ...],
+        schema: Schema,
         *,
         full: bool,
         shared: bool = False,
@@ -150,7 +150,7 @@ class _Opener:
     def __init__(
         self,
         path: str,
-        schema: tuple[str, ...],
+        schema: Schema,
         prepare: Callable[[sqlite3.Connection], None] | None,
         *,
         full: bool,

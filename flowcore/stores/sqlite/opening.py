@@ -1,18 +1,20 @@
-"""Opening the file of an SQLiteStore. A new file gets its tables; an existing one is used only if it has exactly these."""
+"""Opening the file of an SQLiteStore. A new file gets its tables; an existing one is used only if it has exactly these.
+One of an earlier flowcore gets what has been added since."""
 
 from __future__ import annotations
 
 import functools
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from ...errors import StoreError
 from .words import in_words
 
-__all__ = ["PATIENCE", "open_file"]
+__all__ = ["PATIENCE", "Schema", "open_file"]
 
 PATIENCE: Final = 5.0
 """seconds to wait for another process that is writing"""
@@ -23,13 +25,22 @@ _OBJECTS: Final = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_' ORDER BY 2, 1"
 )
 
+
+class Schema(NamedTuple):
+    """What a file consists of. `statements`: create its tables, indices and triggers. `added`: the names of those that
+    files of an earlier flowcore lack, each with the statement that fills it, or with an empty text."""
+
+    statements: tuple[str, ...]
+    added: Mapping[str, str] = MappingProxyType({})
+
+
 # Bytes that are not UTF-8 are read as lone surrogates, so that the decoder can refuse them and name their record.
 _text: Final = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def open_file(
     path: str,
-    schema: tuple[str, ...],
+    schema: Schema,
     prepare: Callable[[sqlite3.Connection], None] | None = None,
     *,
     full: bool,
@@ -52,7 +63,7 @@ def open_file(
 
 def _prepared(
     path: str,
-    schema: tuple[str, ...],
+    schema: Schema,
     prepare: Callable[[sqlite3.Connection], None] | None,
     *,
     full: bool,
@@ -74,7 +85,7 @@ def _prepared(
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...], *, full: bool) -> None:
+def _prepare(connection: sqlite3.Connection, path: str, schema: Schema, *, full: bool) -> None:
     def ask(sql: str) -> Any:
         return connection.execute(sql).fetchone()[0]
 
@@ -97,23 +108,41 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
     if empty:
         connection.execute("BEGIN IMMEDIATE")
         if not ask("PRAGMA user_version"):  # another process may have been quicker
-            for statement in schema:
+            for statement in schema.statements:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
-    if connection.execute(_OBJECTS).fetchall() != _expected(schema):
+    expected = _expected(schema.statements)
+    if connection.execute(_OBJECTS).fetchall() != expected:
+        connection.execute("BEGIN IMMEDIATE")
+        _complete(connection, expected, schema.added)
+        connection.execute("COMMIT")
+    if connection.execute(_OBJECTS).fetchall() != expected:
         raise StoreError(
             f"{path} has tables, indices, triggers or views that flowcore does not make, so it may have been prepared "
             "by someone: use another file, or remove what was added."
         )
 
 
+def _complete(connection: sqlite3.Connection, expected: list[Any], added: Mapping[str, str]) -> None:
+    """Make what a file of an earlier flowcore lacks. Makes nothing if the file differs in anything else."""
+    found = connection.execute(_OBJECTS).fetchall()
+    missing = [row for row in expected if row not in found]
+    if len(found) + len(missing) != len(expected) or any(name not in added for _, name, *_ in missing):
+        return
+    for wanted in ("table", "index", "trigger"):  # a table is filled before there are triggers that count for it
+        for kind, name, _, statement in missing:
+            if kind == wanted:
+                connection.execute(statement)
+                connection.execute(added[name])
+
+
 @functools.cache
-def _expected(schema: tuple[str, ...]) -> list[Any]:
+def _expected(statements: tuple[str, ...]) -> list[Any]:
     connection = sqlite3.connect(":memory:")
     try:
-        for statement in schema:
+        for statement in statements:
             connection.execute(statement)
         return connection.execute(_OBJECTS).fetchall()
     finally:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ..encoding import microseconds
 from ..sealing import Sealing
+from .opening import Schema
 
 __all__ = [
     "BEGIN_QUEUED",
@@ -76,7 +77,7 @@ _COUNT: Final = (
 _OLD_COUNT: Final = f"workflow = old.workflow AND status = {_COUNTED_AS.format('old')}"
 _NOTHING: Final = frozenset({"null", "[]"})  # texts that mean the same as no row
 
-SCHEMA: Final = (
+_STATEMENTS: Final = (
     """
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY,     -- rises with each run that begins
@@ -141,6 +142,12 @@ SCHEMA: Final = (
     END
     """,  # noqa: S608 - all parts are constants
 )
+_COUNT_ALL: Final = (
+    f"INSERT INTO counts SELECT workflow, {_COUNTED_AS.format('runs')} AS state, count(*) FROM runs "  # noqa: S608 - see above
+    f"WHERE ({_COUNTED.format('runs')}) AND workflow IS NOT NULL GROUP BY workflow, state"
+)
+_ADDED: Final = {"counts": _COUNT_ALL, "count_begun": "", "count_changed": "", "runs_held_by_workflow": ""}
+SCHEMA: Final = Schema(_STATEMENTS, _ADDED)
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - all parts are constants
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"

@@ -1,14 +1,5 @@
 PRAGMA page_size = 4096;
 BEGIN TRANSACTION;
-CREATE TABLE counts (           -- of the runs that are neither running nor over
-        workflow TEXT,
-        status TEXT,                -- 'held' for a held run
-        number INTEGER,
-        PRIMARY KEY (workflow, status)
-    ) WITHOUT ROWID
-    ;
-INSERT INTO "counts" VALUES('etl','incomplete',1);
-INSERT INTO "counts" VALUES('order','held',1);
 CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID;
 INSERT INTO "fields" VALUES(1,'graph','[["reserve",[],1,0],["charge",["reserve"],0,0]]');
 INSERT INTO "fields" VALUES(1,'s:charge','5 {"status":"success","attempts":1,"result":"\"paid\"","waited":1.767300273058936e-05,"ran":1.3725999451708049e-05,"backed_off":0.0,"started":1795954651.7215893}');
@@ -80,16 +71,6 @@ CREATE INDEX runs_by_status ON runs (status, workflow);
 CREATE INDEX runs_by_due ON runs (workflow, due) WHERE due IS NOT NULL;
 CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL;
 CREATE INDEX runs_held ON runs (held) WHERE held = 1;
-CREATE INDEX runs_held_by_workflow ON runs (held, workflow) WHERE held = 1;
-CREATE TRIGGER count_begun AFTER INSERT ON runs WHEN new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked') BEGIN INSERT INTO counts SELECT new.workflow, CASE new.held WHEN 1 THEN 'held' ELSE new.status END, 1 WHERE (new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked')) AND new.workflow IS NOT NULL ON CONFLICT DO UPDATE SET number = number + 1; END;
-CREATE TRIGGER count_changed AFTER UPDATE OF status, held ON runs
-    WHEN (old.status IS NOT new.status OR old.held IS NOT new.held)
-        AND (old.held = 1 OR old.status IN ('queued', 'waiting', 'incomplete', 'parked') OR new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked'))
-    BEGIN
-        UPDATE counts SET number = number - 1 WHERE workflow = old.workflow AND status = CASE old.held WHEN 1 THEN 'held' ELSE old.status END;
-        DELETE FROM counts WHERE workflow = old.workflow AND status = CASE old.held WHEN 1 THEN 'held' ELSE old.status END AND number = 0;
-        INSERT INTO counts SELECT new.workflow, CASE new.held WHEN 1 THEN 'held' ELSE new.status END, 1 WHERE (new.held = 1 OR new.status IN ('queued', 'waiting', 'incomplete', 'parked')) AND new.workflow IS NOT NULL ON CONFLICT DO UPDATE SET number = number + 1;
-    END;
 COMMIT;
 PRAGMA application_id = 1718382455;
 PRAGMA user_version = 2;
