@@ -101,7 +101,8 @@ class Ending:
     """How an owner leaves its run: ended, or parked, incomplete or waiting.
 
     A durable store has most of `record` from earlier checkpoints. From the ending it takes `changes` and the fields of
-    the run as a whole: status, held, undoing, undone, failed_step, error, reason, retries and waiting_for. Fence 0 in
+    the run as a whole: status, held, undoing, undone, failed_step, error, reason, retries and waiting_for. A run that ends
+    with the status FAILURE has nothing undone, and is not undoing any more, whatever `record` says. Fence 0 in
     `record` means that the owner has no reply to a claim for the run. `retry_in`: seconds until recovery may resume a
     parked, incomplete or waiting run.
     """

@@ -222,7 +222,9 @@ class Encoding:
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
         fields["retries"], fields["reason"] = str(record.retries), self.encode_reason(record.key, record.reason)
-        if record.undoing:
+        if record.status == Status.FAILURE:
+            fields["undoing"] = "0"  # nothing was undone, so an operator may resume the run
+        elif record.undoing:
             fields["undoing"] = "1"
         if record.waiting_for:
             fields["waiting_for"] = _json_text(record.waiting_for)

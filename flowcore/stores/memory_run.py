@@ -191,8 +191,7 @@ class LiveRun:
         if end.status == Status.WAITING:
             known.finished = None
         known.decision = known.expires = self.before = None
-        if end.undoing:
-            known.undoing = True
+        known.undoing = (known.undoing or end.undoing) and end.status != Status.FAILURE
         if end.error is not None or known.error is not None:
             known.error = end.error
             if not watched:

@@ -111,6 +111,7 @@ DIFFERENT: Final[dict[str, tuple[str, ...]]] = {
         "test_pivot::test_only_an_operator_undoes_a_run_past_its_pivot",
         "test_pivot::test_an_incomplete_run_may_be_given_up_with_release",
         "test_pivot::test_with_undo_never_a_failed_run_is_incomplete_and_the_next_call_continues_at_the_failed_step",
+        "test_pivot::test_a_run_that_failed_with_nothing_undone_continues_at_the_failed_step_once_it_is_resumed",
         "test_keys::test_a_held_key_is_refused_naming_the_way_out_until_it_is_released",
         "test_keys::test_a_run_without_a_key_whose_undo_failed_is_on_record",
     ),

@@ -282,6 +282,25 @@ def test_with_undo_never_recover_leaves_an_incomplete_run_alone_until_it_is_resu
     assert ledger == [*before, "load"]
 
 
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+def test_a_run_that_failed_with_nothing_undone_continues_at_the_failed_step_once_it_is_resumed(
+    drive: Drive, ledger: Ledger, durable: bool, tmp_path: Path
+) -> None:
+    wf, store = Workflow("etl"), SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
+    fails = [ValueError("once")]
+
+    def load(ctx: Context) -> None:
+        if fails:
+            raise fails.pop()
+
+    ledger.add(wf, "extract", undoable=False)
+    ledger.add(wf, "load", depends_on="extract", first=load, undoable=False)
+    assert drive(wf, store=store, idempotency_key="k", check=False).status is Status.FAILURE
+    store.resume("k")
+    assert drive(wf, store=store, idempotency_key="k").status is Status.SUCCESS
+    assert ledger == ["extract", "load"]
+
+
 def test_with_undo_never_siblings_of_a_failed_step_end_and_count(drive: Drive, ledger: Ledger) -> None:
     wf, store = Workflow("fan", undo="never"), MemoryStore()
     for name in "abc":

@@ -162,6 +162,8 @@ class Chronicle:
         status = Status.FAILURE if verb == "release" else run.now.status
         if status is Status.RUNNING or (status is Status.COMPENSATION_FAILED and verb != "hold"):
             status = Status.PARKED
+        if verb == "resume" and status is Status.FAILURE:  # it had failed with nothing undone, or was released
+            status = Status.PARKED
         decision = verb if verb in {"resume", "undo"} else None
         run.decisions.append(verb)
         self._know(run, position, held=verb == "hold", decision=decision, status=status, fence=fence)
@@ -214,7 +216,7 @@ class Chronicle:
         elif run.now.status is Status.RUNNING:
             if ending.changes is not None:
                 self._told(position, ending.changes)
-            undoing = run.now.undoing or end.undoing
+            undoing = (run.now.undoing or end.undoing) and end.status is not Status.FAILURE
             self._know(run, position, status=end.status, held=end.held, undoing=undoing, decision=None)
             run.ended_at = call.applied
             if end.status is Status.PARKED and not end.held:

@@ -484,6 +484,18 @@ class TurnsBackFromUndoing(Broken):
         return answer
 
 
+class UndoesWhatHasFailed(Broken):
+    rule = "undoing-stays"
+
+    def finish(self, ending: Ending, /) -> Lost | Behind | Arrived | None:
+        run = self.run_of(ending.record.key)
+        undoing = run is not None and run.record.undoing
+        answer = super().finish(ending)
+        if run is not None:
+            run.record.undoing = undoing or ending.record.undoing
+        return answer
+
+
 class DropsWhatNeedNotRenewTheLease(Broken):
     rule = "unrenewed"
 

@@ -253,8 +253,9 @@ class SQLiteStore(Operating):
             self._written += tables.put(db, number, texts)
             not_before = due(now, ending.retry_in) if resumable else None
             waits = resumable and not record.held and not_before != NEVER
+            failed = record.status == Status.FAILURE
             end = (
-                *(texts["status"], record.held, "undoing" in texts, texts["reason"], record.retries),
+                *(texts["status"], record.held, texts.get("undoing") == "1", failed, texts["reason"], record.retries),
                 *(not makes_progress(changes), texts.get("seq", 0), None if waiting else now, not_before),
                 *((now if not_before is None else not_before) if waits else None,),
                 None if record.held or resumable else self._forget_at(now),

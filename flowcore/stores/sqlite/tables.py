@@ -171,7 +171,7 @@ CHECKPOINT: Final = "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoi
 PROGRESS: Final = "UPDATE runs SET takeovers = 0, retries = 0, delay = 0, due = ? WHERE id = ?"
 DUE: Final = "UPDATE runs SET due = ? WHERE id = ?"
 FINISH: Final = (
-    "UPDATE runs SET status = ?, held = ?, undoing = max(undoing, ?), decision = NULL, reason = ?, retries = ?, "
+    "UPDATE runs SET status = ?, held = ?, undoing = max(undoing, ?) AND NOT ?, decision = NULL, reason = ?, retries = ?, "
     "takeovers = takeovers * ?, delay = 0, seq = max(seq, CAST(? AS INTEGER)), finished = ?, expires = NULL, not_before = ?, due = ?, "
     "forget = ? WHERE id = ?"
 )

@@ -288,6 +288,7 @@ class Model:
             if ending.changes is not None:
                 self._take(known, ending.changes)
             known.status, known.held, known.undone = end.status, end.held, end.undone
+            known.undoing = (known.undoing or end.undoing) and end.status is not Status.FAILURE
             known.failed_step, known.error = end.failed_step, end.error
             known.decision, known.is_finished = None, True
         return lost

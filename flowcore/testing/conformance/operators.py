@@ -367,6 +367,16 @@ class OperatorRules(Suite):
         with self.unchanged("decide"), self.refuses("decide", f"{decision} after {state}"):
             getattr(self.store, decision)(self.key)
 
+    def test_a_run_that_has_failed_with_nothing_undone_is_not_undoing(self) -> None:
+        owner = self.begin()
+        owner.saves({"a": done("A")}, undoing=True, failed_step="b", error=ValueError("no"))
+        owner.ends(Status.FAILURE, undoing=True, failed_step="b", error=ValueError("no"))
+        assert not self.record().undoing, broken("undoing-stays", "after the end")
+        self.store.resume(self.key)
+        taken = self.take_over().answer.record
+        assert taken is not None, broken("claim-takeover")
+        assert not taken.undoing, broken("undoing-stays", "the next owner is to undo it")
+
     @pytest.mark.parametrize("verb", ["hold", *DECISIONS])
     def test_an_operator_shuts_out_an_owner_whose_lease_is_over(self, verb: str) -> None:
         owner = self._left("expired")

@@ -106,7 +106,8 @@ RULES: Final[dict[str, str]] = {
         "does, and gets the same reply."
     ),
     "undoing-stays": (
-        "`undoing` never becomes false again. failed_step and error stay as recorded until others are recorded."
+        "`undoing` becomes false again only when the run ends as failed, with nothing undone, so that an operator may resume "
+        "it. failed_step and error stay as recorded until others are recorded."
     ),
     "decision-is-heard": (
         "Each new owner gets the decision of an operator, until the first checkpoint or the ending of an owner shows "
