@@ -77,13 +77,17 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
     if status in RELEASED and not record.held:
         # Either the caller waits for a run that later runs have replaced, and the latest one has the outcome. Or it is
         # the claim's own run: the reply to the claim was lost, and another owner has taken the run over and ended it.
-        known = claim.attached is not None or claim.run_id == record.run_id
-        return Verdict.FINISHED if known or (claim.once and has_outcome(record)) else Verdict.BEGIN_ANEW
+        if claim.attached is not None or claim.run_id == record.run_id:
+            return Verdict.FINISHED
+        if not (claim.once and has_outcome(record)):
+            return Verdict.BEGIN_ANEW
+        if record.fingerprint is None:  # it was erased
+            return Verdict.FINISHED
     if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
         return Verdict.MISMATCH
     if record.held:
         return Verdict.HELD
-    if status == Status.SUCCESS:
+    if status == Status.SUCCESS or status in RELEASED:
         return Verdict.FINISHED
     if (status in LIVE or status == Status.WAITING) and lease_left > 0:
         return Verdict.BUSY

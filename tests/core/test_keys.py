@@ -115,6 +115,18 @@ def test_a_member_of_an_enum_of_texts_means_the_same_as_its_text(kind: str, engi
     asyncio.run(main(store))
 
 
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+def test_once_refuses_other_initial_values_whatever_came_of_the_first_run(
+    drive: Drive, ledger: Ledger, durable: bool, tmp_path: Path
+) -> None:
+    wf, store = ledger.chain("a!"), SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
+    drive(wf, {"amount": 1}, store=store, idempotency_key="k", once=True, check=False)
+    with pytest.raises(IdempotencyMismatch):
+        drive(wf, {"amount": 2}, store=store, idempotency_key="k", once=True)
+    assert drive(wf, {"amount": 1}, store=store, idempotency_key="k", once=True, check=False).replayed
+    assert ledger == ["a"]
+
+
 def test_once_without_a_key_is_refused(drive: Drive, ledger: Ledger) -> None:
     with pytest.raises(IdempotencyError, match="needs an idempotency_key="):
         drive(ledger.chain("a"), once=True)

@@ -109,17 +109,18 @@ if released then  -- decide: released
   -- Later runs have replaced the run that the caller waits for, or this is its own run, which ended while the reply was
   -- lost. An outcome: the run has an error, or was erased; else it was withdrawn or released.
   local outcome = run.error and run.error ~= 'null' or not run.fingerprint
-  if attached or run.run_id == ARGV[1] or (string.find(ARGV[8], 'o', 1, true) and outcome) then
-    return reply('finished', now, KEYS[1])
+  if attached or run.run_id == ARGV[1] then return reply('finished', now, KEYS[1]) end
+  if not (string.find(ARGV[8], 'o', 1, true) and outcome) then
+    if ARGV[7] ~= run.fence then return reply('look', now, KEYS[1]) end
+    return begin(count(run.generation) + 1, count(run.fence), run.run_id)
   end
-  if ARGV[7] ~= run.fence then return reply('look', now, KEYS[1]) end
-  return begin(count(run.generation) + 1, count(run.fence), run.run_id)
+  if not run.fingerprint then return reply('finished', now, KEYS[1]) end
 end
 if ARGV[2] ~= '' and (not run.fingerprint or '=' .. run.fingerprint ~= ARGV[2]) then
   return reply('mismatch', now, KEYS[1], true)
 end
 if run.is_held then return reply('held', now, KEYS[1], true) end
-if run.status == 'success' then return reply('finished', now, KEYS[1]) end
+if run.status == 'success' or released then return reply('finished', now, KEYS[1]) end
 if run.stage == 'over' then return corrupted(now, KEYS[1], run) end
 if run.stage == 'owned' and run.ends > now then return reply('busy', now, KEYS[1], true) end
 if run.status == 'waiting' and run.not_before and count(run.not_before) ~= 0 and tonumber(run.not_before) > now then

@@ -196,6 +196,9 @@ class OperatorRules(Suite):
         answer = self.store.claim(self.request(once=True))
         wanted: type[object] = Claimed if how in {"withdrawn", "given up"} else Finished
         assert isinstance(answer, wanted), broken("claim-once", f"{how}: {answer}")
+        if how == "failed":
+            answer = self.store.claim(self.request(once=True, fingerprint="other"))
+            assert isinstance(answer, Mismatch), broken("claim-once", f"other initial values: {answer}")
 
     @pytest.mark.parametrize(
         "state", ["success", "failure", "compensation_failed", "incomplete", "parked", "expired", "held"]

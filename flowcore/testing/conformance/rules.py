@@ -64,8 +64,8 @@ RULES: Final[dict[str, str]] = {
         "seconds that its lease has left."
     ),
     "claim-once": (
-        "A claim with `once` is Finished if a run with the key has failed. It begins a run if none has ended: after a"
-        " withdrawal or a release."
+        "A claim with `once` is Finished if a run with the key has failed, and Mismatch if it had another fingerprint. It "
+        "begins a run if none has ended: after a withdrawal or a release."
     ),
     "claim-by-many": "If many threads or processes send claims at the same time, exactly one is Claimed.",
     # -- at all times --------------------------------------------------------------------------------------------------
