@@ -6,8 +6,8 @@ hook, in a call of the store, in a driver or in a program.
 
 from __future__ import annotations
 
+import inspect
 import signal
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FrameType
@@ -28,10 +28,10 @@ __all__ = ["ExitingProcess", "raise_exit"]
 def raise_exit() -> None:
     """Raise SystemExit as a signal handler does that interrupts this function."""
 
-    def handler(number: int, frame: FrameType) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handler(signal.SIGTERM, sys._getframe())
+    handler(signal.SIGTERM, inspect.currentframe())
 
 
 class ExitingProcess(ABC):

@@ -112,7 +112,7 @@ class OperatorRules(Suite):
         states = ("success", "failure", "parked", "incomplete", "expired", "compensation_failed")
         keys = {state: self._left(state, f"{self.key}-{state}").key for state in states}
         self.begin()
-        expected = dict.fromkeys(("running", "parked", "incomplete", "expired", "held"), 1)
+        expected: dict[str, int] = dict.fromkeys(("running", "parked", "incomplete", "expired", "held"), 1)
         self._counts_are(expected)
         self.store.hold(keys["expired"])
         self._counts_are(expected | {"expired": 0, "held": 2})
