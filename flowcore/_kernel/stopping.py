@@ -219,8 +219,8 @@ def is_adopting(run: RunState) -> bool:
 
 
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being, or was, left to its store, or to another owner. Returns False if no caller waits for it, or if the
-    RunState that resumes it has ended or was cancelled before."""
+    """Cancel a run that is being, or was, left to its store or to another owner. Returns False if no caller waits for it,
+    or if the RunState that resumes it has ended or was cancelled before."""
     with run.lock:
         if run.given or run.request.unattended:
             return False

@@ -97,12 +97,12 @@ class ExitingProcess(ABC):
             raise error
 
     def _interrupted_ask(self, outcome: Outcome) -> Outcome:
-        """The outcome of a call of the store that may be interrupted."""
+        """The outcome of a call of the store that may be interrupted. A store in memory is called again at once."""
         error = self._struck("store")
         if error is None:
             return outcome
         self._handler_raised(error)
-        return None, stopping.store_interrupted(error)
+        return (None, stopping.store_interrupted(error)) if self.run.settings.durable else outcome
 
     def _interrupted_call(self, call: Call) -> Outcome | None:
         """The outcome of a call of user code that is interrupted now, before or after its effect. Returns None if it is

@@ -156,6 +156,9 @@ class Process(ExitingProcess, SimulatedCode):
         try:
             finished = run_without_driver(self.run, is_async=is_async)
         except SystemExit as error:
+            if self.run.finished is not None:
+                self.over(None, error)
+                return
             self._main = abort_inline(self.run, error)
         else:
             if finished is not None:

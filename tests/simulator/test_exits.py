@@ -1,0 +1,126 @@
+"""Runs in memory whose process gets the exit of a signal handler at any moment: they end, and are undone or have succeeded.
+
+The stories of durable runs, in `test_crashes.py`, have such exits too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from flowcore import Status
+from flowcore.events import RunFinished
+from flowcore.stores import MemoryStore
+from flowcore.testing.acts import Caller, Exit, Fault
+from flowcore.testing.story import Story, play
+
+from .mutants import Mutant, applied, m
+from .specs import Effect, Seeded, Spec, built, from_seed
+
+MOMENTS = ("driver", "clock", "call", "hook", "store")
+
+
+def played(seed: int) -> tuple[Spec, Story, list[Effect]]:
+    """Play the workflow of a seed in one process, which an exit strikes at a moment that the seed draws."""
+    draw, spec, effects = Seeded(seed), from_seed(seed), list[Effect]()
+    exits = Exit(draw.choice(MOMENTS), draw.integer(1, draw.choice((5, 10, 30))))
+    story = play(
+        built(spec, effects),
+        seed=seed,
+        store=MemoryStore(),
+        callers=(Caller(exits=exits),),
+        faults=dict(spec.faults),
+        key=spec.key,
+        cancel_at=spec.cancel_at,
+        max_workers=spec.max_workers,
+        grace=spec.grace,
+    )
+    return spec, story, effects
+
+
+def judged(spec: Spec, story: Story, effects: list[Effect]) -> Iterator[str]:
+    """Yield the promises that were broken after an exit."""
+    (act,) = story.acts
+    if act.ended is None:
+        yield "the run never ends"
+    if act.ended is None or act.exited is None or act.exited > act.ended:
+        return
+    ends = sum(isinstance(event, RunFinished) for event in act.events)
+    if ends > 1:
+        yield f"the end of the run is reported {ends} times"
+    undone = any(effect.what == "undo" for effect in effects)
+    if act.run is None or act.run.status is Status.SUCCESS:  # an exit after the end of a run is raised instead of it
+        if undone:
+            yield f"something is undone, and the caller gets {act.run or act.refusal!r}"
+        return
+    if act.run.status is Status.INCOMPLETE:
+        return
+    for step in spec.steps:
+        if step.undo is None or (step.name, Fault.FAIL_AFTER) in spec.faults:  # undone only if its report says so
+            continue
+        mine = [(index, effect) for index, effect in enumerate(effects) if effect.step == step.name]
+        done = max((index for index, effect in mine if (effect.what, effect.did) == ("do", "ok")), default=-1)
+        back = max((index for index, effect in mine if (effect.what, effect.did) == ("undo", "ok")), default=-1)
+        if any((call.step, call.given_up) == (step.name, act.exited) for call in story.calls):
+            continue  # an exit in the moment in which a call is given up hides from the run that it is still in progress
+        report = act.run.steps[step.name]
+        if done > back and report.undo in {None, Status.SUCCESS}:
+            yield f"the run is {act.run.status}, and {step.name} is not undone: {report}"
+
+
+@pytest.mark.proof(quick=1000, full=10_000, each=500)
+def test_a_run_in_memory_is_undone_or_has_succeeded_after_an_exit_at_any_moment(seeds: range) -> None:
+    struck = Counter[str]()
+    for seed in seeds:
+        spec, story, effects = played(seed)
+        broken = list(judged(spec, story, effects))
+        assert not broken, f"seed {seed}: {'; '.join(broken)}"
+        struck.update(act.caller.exits.at for act in story.acts if act.exited is not None and act.caller.exits)
+    assert min(struck[at] for at in MOMENTS[:4]) > len(seeds) * 0.05
+
+
+MUTANTS = {
+    m(
+        "after an exit, the state of the run is not made consistent",
+        "run",
+        "        _repair(run)\n        run.working",
+        "        run.working",
+    ): 347,
+    m(
+        "after an exit on the inline path, the state of the run is not made consistent",
+        "run",
+        "    _repair(run)\n    run.working = True\n    finished",
+        "    run.working = True\n    finished",
+    ): 1299,
+    m(
+        "after an exit, a step that may have had its effect is not undone",
+        "steps",
+        "                run.to_undo.append(node)\n",
+        "                pass\n",
+    ): 87,
+    m(
+        "after an exit, a step keeps its place",
+        "steps",
+        "        run.running = max(0, run.running - 1)",
+        "        pass",
+    ): 7,
+}
+"""with the first seed that finds each of them"""
+
+
+def found_by(seeds: Iterable[int]) -> int | None:
+    for seed in seeds:
+        try:
+            if list(judged(*played(seed))):
+                return seed
+        except Exception:  # noqa: BLE001 - a mutant may break anything
+            return seed
+    return None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_of_what_an_exit_does_to_a_run_in_memory_is_caught(mutant: Mutant) -> None:
+    with applied(mutant):
+        seed = found_by([MUTANTS[mutant], *range(1500)])
+    assert seed is not None, f"mutant not caught: {mutant.name}"
+    assert found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"
