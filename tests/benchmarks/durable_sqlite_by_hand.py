@@ -108,5 +108,5 @@ class SQLiteByHand(Subject):
         now = int(time.time() * 1e6)
         ask(tables.CLEAR, (row,))
         self._db.executemany(tables.RAISE, [(row, name, text) for name, text in texts.items()])
-        ask(tables.FINISH, ("success", False, False, "", 0, 1, 0, now, None, None, now + WEEK, row))
+        ask(tables.FINISH, ("success", False, False, False, "", 0, 1, 0, now, None, None, now + WEEK, row))
         ask("COMMIT")

@@ -369,8 +369,8 @@ MUTANTS = (
     m(
         "the end of the run is not reported",
         "run",
-        "    if scope is not None:\n        emit.run_finished(run, scope, finished)\n    if finished",
-        "    if finished",
+        "    if scope is not None:\n        emit.run_finished(run, scope, finished)\n",
+        "",
     ),
     m(
         "the end of a step is not reported",
@@ -399,8 +399,8 @@ MUTANTS = (
     m(
         "the finish is not stored",
         "run",
-        "    if run.claimed:\n        failure =",
-        "    if run.parked:\n        failure =",
+        "    if not run.claimed:\n        return finished, None",
+        "    if not run.parked:\n        return finished, None",
     ),
     m(
         "the key's generation does not rise",
