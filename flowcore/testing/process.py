@@ -157,19 +157,17 @@ class Process(ExitingProcess, SimulatedCode):
             finished = run_without_driver(self.run, is_async=is_async)
         except SystemExit as error:
             if self.run.finished is not None:
-                self.over(None, error)
-                return
+                return self.over(None, error)
             self._main = abort_inline(self.run, error)
         else:
             if finished is not None:
-                self.over(finished, None)
-                return
+                return self.over(finished, None)
             self._main = execute(self.run)
         finally:
             self._inline = self._drives = False
             self._act_on_deferred()
         self._begun = True
-        self._advance(self._main, None)
+        return self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
         """Ask the store for runs to resume, as an engine's recover() does, and resume the first one."""
