@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from .errors import FlowcoreError, RunFailed, error_message, restored
 
 __all__ = ["portable", "standing_for", "survives_pickling"]
+
+_tried: Final = ContextVar[frozenset[int]]("flowcore_errors_being_pickled", default=frozenset())
+"""ids of the errors that `standing_for` pickles at the moment"""
 
 
 class _StandIn:
@@ -27,8 +31,8 @@ def portable(error: BaseException | None) -> Any:
     """Return what another process unpickles as the error, with its type, text, arguments and notes: the error itself,
     or what stands for it. If there is nothing like that, return a RunFailed with its type, message, traceback and
     notes."""
-    if error is None:
-        return None
+    if error is None or id(error) in _tried.get():  # the error refers to its run, whose pickle asks for it again
+        return error
     known = standing_for(error)
     if known is not None:
         return known
@@ -52,13 +56,17 @@ def standing_for(error: BaseException) -> Any:
 
     # An __init__ that formats its argument is called by pickle with what it has formatted, and formats it once more. The
     # arguments of flowcore's own errors may be errors that are replaced.
-    for one, whole in ((error, not isinstance(error, FlowcoreError)), (_StandIn(error), False)):
-        try:
-            if _same(error, pickle.loads(pickle.dumps(one)), whole=whole):  # noqa: S301 - what was written a moment ago
-                return one
-        except Exception:  # noqa: BLE001, S112 - user code runs here, and any error of it means that it does not
-            continue
-    return None
+    token = _tried.set(_tried.get() | {id(error)})
+    try:
+        for one, whole in ((error, not isinstance(error, FlowcoreError)), (_StandIn(error), False)):
+            try:
+                if _same(error, pickle.loads(pickle.dumps(one)), whole=whole):  # noqa: S301 - what was written a moment ago
+                    return one
+            except Exception:  # noqa: BLE001, S112 - user code runs here, and any error of it means that it does not
+                continue
+        return None
+    finally:
+        _tried.reset(token)
 
 
 def survives_pickling(value: object) -> bool:

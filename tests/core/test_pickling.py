@@ -25,6 +25,7 @@ from flowcore import (
     errors,
 )
 from flowcore._wire import pack_error, unpack_error
+from flowcore.portable import portable
 
 from .conftest import Drive
 
@@ -173,6 +174,19 @@ def test_a_run_and_its_error_can_be_copied(copied: Any) -> None:
         assert (type(error), str(error), str(error.__cause__)) == (CompensationFailed, str(run.error), "too dear: 6")
         assert [str(one) for one in (*error.exceptions, error.failures["pay"])] == ["too dear: 5"] * 2
     assert str(copied(run).steps["ship"].error) == "too dear: 6"
+
+
+def test_a_run_whose_error_refers_to_it_is_pickled_without_recursion(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked = Drive("threads")(saga(Priced(5), Priced(6)), check=False), list[BaseException | None]()
+    assert run.error.run is run
+
+    def counted(error: BaseException | None) -> Any:
+        asked.append(error)
+        return portable(error)
+
+    monkeypatch.setattr("flowcore.run.portable", counted)
+    assert back(run).error.run.id == back(run.error).run.id == run.id
+    assert 3 <= len(asked) <= 30
 
 
 def test_an_error_that_cannot_be_pickled_leaves_its_notes() -> None:
