@@ -253,27 +253,25 @@ def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_p
             events.append(event)
 
     never_begins = ["RunSubmitted", "RunDequeued for good"]
-    engine = Engine(hooks=[hook], max_workers=1)
+    engine = Engine(hooks=[hook], max_workers=1, grace=0.01)
     engine.submit(ahead)
     assert engine.submit(wf).cancel()
     assert queue_of(events) == never_begins
     engine.submit(wf)
-    threading.Timer(0.01, goes_on.set).start()
     engine.close(timeout=0)
     assert queue_of(events) == never_begins * 2
 
     events.clear()
-    goes_on.clear()
     store = SQLiteStore(tmp_path / "runs.db", durability="normal")
-    engine = Engine(store=store, hooks=[hook], max_workers=1)
+    engine = Engine(store=store, hooks=[hook], max_workers=1, grace=0.01)
     engine.submit(ahead)
     engine.submit(wf, idempotency_key="k")
     with pytest.raises(NotSerializable):
         engine.submit(wf, {"it": object()})
     assert queue_of(events) == ["RunSubmitted", *never_begins, "RunRefused"]
-    threading.Timer(0.01, goes_on.set).start()
     engine.close(timeout=0)
     assert queue_of(events) == ["RunSubmitted", *never_begins, "RunRefused", "RunDequeued for good"]
+    goes_on.set()
 
 
 def test_a_submitted_run_that_does_not_begin_on_asyncio_has_left_the_queue(tmp_path: Path) -> None:
