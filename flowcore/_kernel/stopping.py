@@ -108,7 +108,8 @@ def park(run: RunState, error: Exception) -> None:
 
 
 def is_handed_over(run: RunState) -> bool:
-    """Whether the run is parked because its process or its engine stops, not because of an error or for an operator."""
+    """Whether the run is parked without an error and not for an operator: its process or its engine stops, or no thread
+    was free for it."""
     return run.parked and not run.held and (run.leaving is None or run.leaving.__cause__ is None)
 
 

@@ -1,6 +1,6 @@
 """What each verb of a durable store costs as the store fills up: nothing may grow with what is merely stored.
 
-Each size has a store of its own, full of runs that are over, but for one in ten, which waits. The sizes take turns. `relative` is the smallest size. SQLite does
+Each size has its own store. Nine of ten runs in it have ended; the tenth waits. The sizes take turns. `relative` is the smallest size. SQLite does
 not wait for the disk here. A store of 1,000,000 runs is made of copies of the rows of 1,000 that were recorded.
 """
 
