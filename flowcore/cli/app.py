@@ -106,7 +106,11 @@ class Operator:
 pass_operator = click.make_pass_decorator(Operator)
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    epilog=EXIT_CODES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--store",
     "url",
@@ -126,6 +130,8 @@ pass_operator = click.make_pass_decorator(Operator)
 def flowcore(context: click.Context, url: str | None, prefix: str | None, codec: str | None, *, as_json: bool) -> None:
     """Inspect the runs in a store, and decide what happens to them."""
     context.obj = Operator(url, prefix, codec, as_json)
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 def _with_shared_options(command: click.Command) -> click.Command:

@@ -6,14 +6,14 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.table import Table
+from rich.cells import cell_len
 
 from .._engines.driving import drive
 from ..errors import DefinitionError, one_line, safe_repr
@@ -30,6 +30,8 @@ __all__ = ["COMMANDS"]
 
 _LAST: Final = 50
 """the number of recent runs whose median duration counts as usual"""
+_WIDEST: Final = 48
+"""characters to which the cells of a column are padded at most"""
 
 
 @click.command("ls")
@@ -62,32 +64,32 @@ def ls(operator: Operator, /, limit: int, after: str | None, **filters: Any) -> 
     if not records:
         say("No run matches.")
         return
-    operator.console.print(_table(records))
+    now = time.time()
+    say(_columns(("KEY", "WORKFLOW", "STATE", "AGE", "RUN", "WHY"), (_run_cells(one, now) for one in records)))
     if page.cursor is not None:
         say(f"More: add --after {page.cursor}")
 
 
-def _table(records: Sequence[RunRecord]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("KEY", "WORKFLOW", "STATE", "AGE", "RUN", "WHY"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "WHY")
-    now = time.time()
-    for record in records:
-        cells = (
-            safe_repr(record.key)[1:-1],
-            safe_repr(record.workflow)[1:-1],
-            state_of(record, now),
-            duration(max(0.0, now - record.started)) if record.started else "",
-            record.run_id[:12],
-            one_line(record.problem or record.reason or ""),
-        )
-        table.add_row(*(_unmarked(cell) for cell in cells))
-    return table
+def _columns(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a line for each row, as long as necessary: at the width of a terminal, a rich table would drop the columns
+    that matter most. A long cell does not push the columns of the other rows away."""
+    lines = [heading, *rows]
+    widths = [min(_WIDEST, max(map(cell_len, column))) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
-def _unmarked(text: str) -> str:
-    """Escape `text` for rich, which would take text in brackets for a style."""
-    return text.replace("[", r"\[")
+def _run_cells(record: RunRecord, now: float) -> tuple[str, ...]:
+    return (
+        safe_repr(record.key)[1:-1],
+        safe_repr(record.workflow)[1:-1],
+        state_of(record, now),
+        duration(max(0.0, now - record.started)) if record.started else "",
+        record.run_id[:12],
+        one_line(record.problem or record.reason or ""),
+    )
 
 
 @click.command("show")
@@ -173,7 +175,8 @@ def schedules(operator: Operator) -> None:
     elif not found:
         say("No engine has recorded a schedule in this store.")
     else:
-        say(_schedule_lines(found))
+        heading = ("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STATE", "WHY")
+        say(_columns(heading, map(_schedule_cells, found)))
 
 
 def _recorded(operator: Operator) -> list[Schedule]:
@@ -200,14 +203,7 @@ def _as_data(status: ScheduleStatus) -> dict[str, Any]:
     }
 
 
-def _schedule_lines(found: Sequence[ScheduleStatus]) -> str:
-    """Return a line for each schedule, as long as necessary: a rich table would cut it at the width of the terminal."""
-    rows = [("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STATE", "WHY"), *map(_cells, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _cells(status: ScheduleStatus) -> tuple[str, ...]:
+def _schedule_cells(status: ScheduleStatus) -> tuple[str, ...]:
     return (
         safe_repr(status.name)[1:-1],
         safe_repr(status.schedule.workflow)[1:-1],

@@ -83,6 +83,29 @@ def test_ls_lists_held_runs_first(flowcore: Given) -> None:
     assert text.splitlines()[1].split()[:3] == ["order-2", "order", "held"]
 
 
+@pytest.mark.parametrize("columns", ["40", "80", "120"])
+def test_ls_shows_every_column_at_any_width_of_the_terminal(
+    flowcore: Given, url: str, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    key = "shop:" + "日本" * 30
+    with Engine(store=SQLiteStore(url.removeprefix("sqlite:"))) as engine:
+        engine.run(order(), {"n": 2}, idempotency_key=key, check=False)
+    monkeypatch.setenv("COLUMNS", columns)
+    _, text, _ = flowcore("ls")
+    heading, *lines = text.splitlines()
+    assert heading.split() == ["KEY", "WORKFLOW", "STATE", "AGE", "RUN", "WHY"]
+    assert lines[0].startswith(f"{key}  order     held")
+    assert all("held" in line and "the bank is closed" in line for line in lines[:2])
+    assert lines[1].index("order  ") == heading.index("WORKFLOW")  # one long key leaves the other rows in place
+
+
+def test_without_a_command_the_help_is_printed(flowcore: Given) -> None:
+    code, text, said = flowcore()
+    assert (code, said) == (0, "")
+    assert text.startswith("Usage: flowcore")
+    assert "Commands:\n  cancel " in text
+
+
 def test_shared_options_may_stand_behind_the_command(flowcore: Given, url: str) -> None:
     assert flowcore("ls", "--json") == flowcore("--json", "ls")
     assert flowcore("ls", "--json", "--store", url) == flowcore("--json", "ls")
