@@ -101,8 +101,10 @@ class ThreadCalls(ABC):
                 self.loop.call_later(call.timeout, self._leave_thread, call, True)
 
         timer: asyncio.TimerHandle | None = None
+        # A loop on a thread of the pool is that of a sync step, which keeps this thread until the run of the call ends.
+        beyond = call.shielded or self._pool.owns_current_thread()
         try:
-            begun = self._pool.put(job, first=True, beyond=call.shielded)
+            begun = self._pool.put(job, first=True, beyond=beyond)
         except NoThread as error:
             del self._threaded[call]
             return None, error

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from .._kernel.run_state import RunState
+from ..errors import NoThread
 from ..run import Run
 from .own_calls import refuse_own_run
 
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     from .workers import Workers
 
 __all__ = ["RunFuture"]
+
+_LOOK: Final = 0.05
+"""seconds for which a thread of the pool works on a run before it looks again whether the run only waits"""
 
 
 class RunFuture(Future[Run]):
@@ -36,6 +44,7 @@ class RunFuture(Future[Run]):
         self._cancel = cancel
         self._paused = threading.Condition()
         self._pause: Run | None = None
+        self._waiters = _Waiters(self)
         self.add_done_callback(lambda _: self.pause(self._pause))
 
     def cancel(self) -> bool:
@@ -69,12 +78,23 @@ class RunFuture(Future[Run]):
         ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         if not self.done():
             refuse_own_run(self._driver.run)
+        left, works = _finite(timeout), self._pool.owns_current_thread()
+        until = math.inf if left is None else time.monotonic() + left
+        while works and not self._is_quiet() and (now := time.monotonic()) < until:
+            self._work_for_run(min(_LOOK, until - now))
+            left = None if left is None else max(0.0, until - time.monotonic())
+            with self._paused:  # another thread may work on it
+                self._paused.wait_for(self._is_quiet, _LOOK)
         with self._paused:
-            if not self._paused.wait_for(lambda: self._pause is not None or self.done(), _finite(timeout)):
+            if not self._paused.wait_for(self._is_quiet, left):
                 raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
             if self._pause is not None and not self.done():
                 return self._pause
         return self.result()
+
+    def _is_quiet(self) -> bool:
+        """Whether the run has ended, or has nothing to do but wait."""
+        return self._pause is not None or self.done()
 
     def first_pause(self) -> Run:
         """Wait as `waiting` does, for a caller that does not have this future: an interruption cancels the run."""
@@ -94,6 +114,21 @@ class RunFuture(Future[Run]):
         """For engines: note that another driver continues the run after a wait."""
         self._driver = driver
 
+    def stand_in(self, waiter: object) -> None:
+        """Have another thread do what `result` does for a thread of the pool, because this thread waits for the run in
+        `concurrent.futures.wait` or `as_completed`, which cannot work on it. One thread does so for all futures that one
+        `waiter` waits for. Raises FlowcoreError in a step that the run itself waits for."""
+        refuse_own_run(self._driver.run)
+        if not self._pool.owns_current_thread():
+            return
+        if getattr(_of_thread, "waiter", _nothing)() is waiter:
+            _of_thread.awaited.append(self)
+            return
+        waiting, awaited = weakref.ref(waiter), deque[RunFuture]([self])
+        with suppress(NoThread):  # without another thread, the run waits for one of the pool
+            self._pool.put(partial(_work_for_runs, awaited, waiting), beyond=True)
+            _of_thread.waiter, _of_thread.awaited = waiting, awaited
+
     def _work_for_run(self, timeout: float | None) -> float | None:
         """Work on the run while its future is waited for, on a thread of the same engine. Returns how many of the
         `timeout` seconds are left."""
@@ -111,6 +146,35 @@ class RunFuture(Future[Run]):
         else:
             driver.on_over(driver)
         return None if timeout is None else max(0.0, until - time.monotonic())
+
+
+class _Waiters(list[Any]):
+    """The waiters of a future: `concurrent.futures.wait` and `as_completed` append theirs in the thread that waits."""
+
+    def __init__(self, future: RunFuture) -> None:
+        super().__init__()
+        self._future = weakref.ref(future)
+
+    def append(self, waiter: Any, /) -> None:
+        future = self._future()
+        if future is not None:
+            future.stand_in(waiter)
+        super().append(waiter)
+
+
+_of_thread = threading.local()
+"""the waiter that this thread has appended last, and the futures that another thread works on meanwhile"""
+
+
+def _nothing() -> None:
+    """A reference to no waiter."""
+
+
+def _work_for_runs(awaited: deque[RunFuture], waiter: weakref.ref[object]) -> None:
+    """Work on runs, on a thread of the pool, until their futures are done or their waiter is gone."""
+    while awaited and waiter() is not None:
+        with suppress(CancelledError):
+            awaited.popleft().exception()
 
 
 def _finite(timeout: float | None) -> float | None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import as_completed, wait as wait_for_all
 
 import pytest
 
@@ -137,7 +138,14 @@ def test_a_step_that_waits_for_its_own_run_is_refused() -> None:
         return step
 
     wf = Workflow("w")
-    for number, wait in enumerate((RunFuture.result, RunFuture.exception, RunFuture.waiting)):
+    ways = (
+        RunFuture.result,
+        RunFuture.exception,
+        RunFuture.waiting,
+        lambda future: wait_for_all([future], PATIENCE),
+        lambda future: list(as_completed([future], PATIENCE)),
+    )
+    for number, wait in enumerate(ways):
         wf.add_step(str(number), asks(wait))
     with Engine() as engine:
         mine.append(engine.submit(wf))
@@ -237,6 +245,69 @@ def test_an_async_step_may_run_its_engine_and_gather_several() -> None:
             outer.add_step("two", nest)
             run = await engine.run(outer)
         assert run["one"] == run["two"] == ["abc"] * 3
+
+    run_async(main)
+
+
+WAYS_TO_WAIT: dict[str, Callable[[list[RunFuture]], object]] = {
+    "wait": lambda futures: wait_for_all(futures, PATIENCE),
+    "as_completed": lambda futures: list(as_completed(futures, PATIENCE)),
+    "waiting": lambda futures: [future.waiting(PATIENCE) for future in futures],
+}
+
+
+@pytest.mark.parametrize("wait", WAYS_TO_WAIT.values(), ids=WAYS_TO_WAIT)
+def test_a_step_may_wait_for_its_runs_in_any_way_while_all_threads_wait(
+    wait: Callable[[list[RunFuture]], object],
+) -> None:
+    child, parent = Workflow("child"), Workflow("parent")
+
+    def flaky(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise ConnectionError
+        return 1
+
+    child.add_step("flaky", flaky, retry=Retry(2, Backoff.fixed(0.01)), timeout=PATIENCE)
+    with Engine(max_workers=2) as engine:
+
+        def fan_out(ctx: Context) -> int:
+            futures = [engine.submit(child) for _ in range(3)]
+            wait(futures)
+            return sum(future.result(0)["flaky"] for future in futures)
+
+        parent.add_step("fan_out", fan_out)
+        futures = [engine.submit(parent) for _ in range(6)]
+        assert [future.result(PATIENCE)["fan_out"] for future in futures] == [3] * 6
+
+
+def test_a_step_that_waits_in_another_way_leaves_no_thread_beyond_the_limit() -> None:
+    child, parent = inner(), Workflow("parent")
+    with Engine(max_workers=1) as engine:
+        parent.add_step("wait", lambda ctx: len(wait_for_all([engine.submit(child) for _ in range(3)], PATIENCE).done))
+        assert engine.submit(parent).result(PATIENCE)["wait"] == 3
+        assert len(engine._pool._threads) <= 2  # the second is about to end
+        assert engine.submit(child).result(PATIENCE)["d"] == "abc"
+        assert len(engine._pool._threads) == 1
+
+
+def test_a_step_may_run_a_workflow_until_it_waits_with_one_thread() -> None:
+    approval, parent = Workflow("approval"), Workflow("parent")
+    asked = approval.add_step("ask", lambda ctx: "asked")
+    answer = approval.wait("answer", depends_on=asked)
+    with Engine(max_workers=1) as engine:
+        parent.add_step("begin", lambda ctx: engine.run(approval, idempotency_key="a", until="waiting").status)
+        assert engine.submit(parent).result(PATIENCE)["begin"] is Status.WAITING
+        assert engine.send("a", answer, "yes")
+        assert engine.run(approval, idempotency_key="a", wait=PATIENCE)[answer] == "yes"
+
+
+def test_a_sync_step_of_asyncengine_may_run_the_engine_on_a_loop_of_its_own_with_one_thread() -> None:
+    async def main() -> None:
+        outer, nested = Workflow("outer"), inner(limited=True)
+        async with AsyncEngine(max_workers=1) as engine:
+            outer.add_step("loop", lambda ctx: asyncio.run(engine.run(nested))["d"])
+            runs = await asyncio.gather(*(engine.run(outer) for _ in range(3)))
+        assert [run["loop"] for run in runs] == ["abc"] * 3
 
     run_async(main)
 
