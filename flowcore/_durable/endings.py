@@ -6,7 +6,6 @@ import math
 from typing import Final
 
 from .._kernel.run_state import RunState
-from .._kernel.stopping import is_handed_over
 from ..errors import safe_repr
 from ..run import error_line
 from ..status import Status
@@ -39,7 +38,7 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None, ordered
         run.waits.known = len(run.waits.sent)
         return Ending(record, changes, max(0.0, left), run.waits.known)
     parked = record.status is Status.PARKED and not record.held
-    kept = record.status is Status.INCOMPLETE or (parked and not is_handed_over(run))
+    kept = record.status is Status.INCOMPLETE or (parked and not run.released)
     if run.earlier is not None and run.earlier.decided:
         ordered = run.earlier.reason
     if record.status is not Status.SUCCESS:

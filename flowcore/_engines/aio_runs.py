@@ -227,11 +227,11 @@ class AsyncRuns:
         drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
         for driver in drivers:
             if driver.run.dormant:  # it waits in its store, where other engines find it
-                stopping.park(driver.run, left_error(driver.run))
+                stopping.release(driver.run, left_error(driver.run))
                 driver.stop(Stop(cancel=False))
         if limit is not None and settings.durable:
             for driver in drivers:
-                stopping.park(driver.run, stopped_error(driver.run, CLOSED))
+                stopping.release(driver.run, stopped_error(driver.run, CLOSED))
                 driver.stop(Stop(cancel=False))
         running = await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:

@@ -128,7 +128,7 @@ class ThreadCalls(ABC):
         if run.deadline is not None and run.settings.clock() >= run.deadline:
             self._drop_queued_call(call, timed_out=True)
         elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
-            stopping.park(run, parked(run, NO_THREAD))
+            stopping.release(run, parked(run, NO_THREAD))
             self.stop(Stop(cancel=False))
         elif call in self._queued_calls:
             self._limit_the_wait(call)

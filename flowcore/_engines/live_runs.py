@@ -84,18 +84,18 @@ class LiveRuns(dict[RunState, D | None], ABC):
         """Wake a run because the run that it waits for is over."""
         self.stop(run, cancel=False)
 
-    def park(self, why: str) -> None:
-        """Park the durable runs. Their calls in flight may end."""
+    def release(self, why: str) -> None:
+        """Leave the durable runs to other owners. Their calls in flight may end."""
         for run in list(self):
             if run.settings.durable:
-                stopping.park(run, parked(run, why))
+                stopping.release(run, parked(run, why))
                 self.stop(run, cancel=False)
 
     def park_dormant(self) -> None:
         """Leave the runs that wait in their store to other engines."""
         for run in list(self):
             if run.dormant:
-                stopping.park(run, left_error(run))
+                stopping.release(run, left_error(run))
                 self.stop(run, cancel=False)
 
     def hand_over(self, why: str) -> None:

@@ -285,7 +285,7 @@ class Driver(CallersThread):
             return
         if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
             if not late:
-                stopping.park(run, parked(run, NO_THREAD))
+                stopping.release(run, parked(run, NO_THREAD))
             self._drop_queued_calls(timed_out=late)
             self._advance_all()
         else:

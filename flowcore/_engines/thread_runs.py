@@ -273,7 +273,7 @@ class ThreadRuns:
         if limit is not None and limit != math.inf:
             began = time.monotonic()
             self.drop_queued(limit + MARGIN)
-            self.live.park(CLOSED)
+            self.live.release(CLOSED)
             limit = max(0.0, limit - (time.monotonic() - began))
         self._wait_until_quiet(limit)
         self.live.hand_over(CLOSED)

@@ -33,7 +33,6 @@ from ..run import Run
 from ..status import Status
 from .run_state import RunState
 from .scopes import EventScope
-from .stopping import is_handed_over
 
 __all__ = [
     "dequeued",
@@ -230,7 +229,7 @@ def run_finished(
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
-        event.counted, event.left = counted, is_handed_over(run)
+        event.counted, event.left = counted, run.released
         if elsewhere and finished.failed_step is not None:
             event.elsewhere = True
             event.expected = isinstance(finished.error, run.plan.by_name[finished.failed_step].expected)

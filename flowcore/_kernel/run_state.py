@@ -107,6 +107,8 @@ class RunState:
     """(lock) whether another process owns the run: nothing is started or undone here"""
     held = False
     """whether the run is parked until an operator decides"""
+    released = False
+    """(lock) whether the run is parked not because of an error: its process or engine stops, or no thread was free for it"""
     leaving: BaseException | None = None
     """(lock) the error because of which the run is left to another owner or an operator"""
     reason: str | None = None

@@ -22,11 +22,11 @@ __all__ = [
     "hand_over",
     "hold",
     "interrupt",
-    "is_handed_over",
     "leave_to_parent",
     "lose",
     "park",
     "pause",
+    "release",
     "resume_undo",
     "resume_waits",
     "store_interrupted",
@@ -93,31 +93,28 @@ def hand_over(run: RunState, error: BaseException) -> bool:
             return False
         run.interrupted = True
         if not run.parked:
-            run.parked = True
+            run.parked = run.released = True
             _leave(run, error)
         return True
+
+
+def release(run: RunState, error: Exception) -> None:
+    """Leave the run to its next owner, who may resume it at once. `error` tells its caller why: this engine stops, or no
+    thread is free for the run. The running calls may end; no further step or undo starts here."""
+    _park(run, error, released=True)
 
 
 def park(run: RunState, error: Exception) -> None:
     """Leave the run to its next owner because of `error`, even while it is being undone. No further step or undo starts
     here."""
-    with run.lock:
-        if run.finished is None and not run.relinquished:
-            run.parked = True
-            _leave(run, error)
-
-
-def is_handed_over(run: RunState) -> bool:
-    """Whether the run is parked without an error and not for an operator: its process or its engine stops, or no thread
-    was free for it."""
-    return run.parked and not run.held and (run.leaving is None or run.leaving.__cause__ is None)
+    _park(run, error, released=False)
 
 
 def hold(run: RunState, error: BaseException) -> None:
     """Leave the run to an operator because of `error`. No further step or undo starts here."""
     with run.lock:
         if not run.lost:
-            run.parked = run.held = True
+            run.parked, run.held, run.released = True, True, False
             _leave(run, error)
 
 
@@ -147,6 +144,7 @@ def fail_after_all(run: RunState, error: BaseException) -> None:
     with run.lock:
         run.finished = None
         run.parked, run.lost = run.parked or isinstance(error, RunParked), isinstance(error, LeaseLost)
+        run.released = False
         if run.relinquished:
             _leave(run, error)
         else:
@@ -181,6 +179,13 @@ def resume_undo(
         run.undone, run.undo_errors = undone, undo_errors
         run.undo_begun.update(undone, undo_errors)
         run.undo_order = len(run.undo_begun)
+
+
+def _park(run: RunState, error: Exception, *, released: bool) -> None:
+    with run.lock:
+        if run.finished is None and not run.relinquished:
+            run.parked, run.released = True, released
+            _leave(run, error)
 
 
 def _leave(run: RunState, error: BaseException) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowcore import Backoff, Context, Engine, Retry, RunParked, RunTimeout, Status, StepCancelled, Workflow
-from flowcore.events import StepFinished, StepStarted
+from flowcore.events import RunFinished, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Ledger, MakeLive, of_type, until
@@ -168,7 +168,8 @@ def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
     live: MakeLive, never: threading.Event, ledger: Ledger, tmp_path: Path
 ) -> None:
     store, wf = SQLiteStore(tmp_path / "db"), quick(ledger)
-    one = live(max_workers=1, grace=0.01, lease=0.4, store=store)
+    events = list[object]()
+    one = live(max_workers=1, grace=0.01, lease=0.4, store=store, hooks=[events.append])
     exhaust(one.engine, one, never, 1)
     began = time.monotonic()
     with pytest.raises(RunParked, match="no thread of its engine was free for a whole lease"):
@@ -176,7 +177,11 @@ def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
     assert time.monotonic() - began >= 0.4
     record = store.find("k")
     assert record is not None
-    assert record.status is Status.PARKED
+    # It is parked for no fault of its own, so another engine may resume it at once.
+    assert (record.status, record.retries, record.not_before) == (Status.PARKED, 0, None)
+    assert [(end.outcome, end.left) for end in of_type(events, RunFinished) if end.workflow == "quick"] == [
+        (Status.PARKED, True)
+    ]
     with Engine(store=store) as other:
         assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
     assert ledger == ["work"]

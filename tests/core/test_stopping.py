@@ -29,10 +29,10 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
-from flowcore.events import StepReady
+from flowcore.events import RunFinished, StepReady
 from flowcore.stores import SQLiteStore
 
-from .conftest import PATIENCE, Gate, Ledger, until
+from .conftest import PATIENCE, Gate, Ledger, of_type, until
 
 
 def saga(ledger: Ledger, began: Gate, goes: Gate) -> Workflow:
@@ -324,6 +324,26 @@ def test_a_step_that_exits_parks_a_durable_run_and_cancels_one_in_memory(
     assert ledger == (["a", "b"] if durable else ["a", "b", "-b", "-a"])
     if durable:
         assert status(store) is Status.PARKED
+
+
+def test_a_run_whose_process_exits_because_of_an_error_is_left_and_resumes_at_once(store: SQLiteStore) -> None:
+    """A run that is parked because of an error counts as such, and waits longer each time; this one does neither."""
+    wf, events = Workflow("w"), list[object]()
+
+    def exits(_: Context) -> None:
+        try:
+            raise ConnectionError("the worker is told to stop")
+        except ConnectionError as error:
+            raise SystemExit(1) from error
+
+    wf.add_step("a", exits, on_crash="retry")
+    with Engine(store=store, hooks=[events.append]) as engine:
+        with pytest.raises(SystemExit):
+            engine.run(wf, idempotency_key="k")
+        record = store.find("k")
+    assert [(end.outcome, end.left) for end in of_type(events, RunFinished)] == [(Status.PARKED, True)]
+    assert record is not None
+    assert (record.status, record.retries, record.not_before) == (Status.PARKED, 0, None)
 
 
 @pytest.mark.parametrize("how", ["close", "the with block"])
