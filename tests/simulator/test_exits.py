@@ -3,6 +3,7 @@
 The stories of durable runs, in `test_crashes.py`, have such exits too.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -20,10 +21,14 @@ from .specs import Effect, Seeded, Spec, built, from_seed
 MOMENTS = ("driver", "clock", "call", "hook", "store")
 
 
-def played(seed: int) -> tuple[Spec, Story, list[Effect]]:
-    """Play the workflow of a seed in one process, which an exit strikes at a moment that the seed draws."""
-    draw, spec, effects = Seeded(seed), from_seed(seed), list[Effect]()
-    exits = Exit(draw.choice(MOMENTS), draw.integer(1, draw.choice((5, 10, 30))))
+def drawn(seed: int) -> Exit:
+    draw = Seeded(seed)
+    return Exit(draw.choice(MOMENTS), draw.integer(1, draw.choice((5, 10, 30))))
+
+
+def played(seed: int, exits: Exit) -> tuple[Spec, Story, list[Effect]]:
+    """Play the workflow of a seed in one process, which an exit strikes."""
+    spec, effects = from_seed(seed), list[Effect]()
     story = play(
         built(spec, effects),
         seed=seed,
@@ -66,17 +71,46 @@ def judged(spec: Spec, story: Story, effects: list[Effect]) -> Iterator[str]:
         report = act.run.steps[step.name]
         if done > back and report.undo in {None, Status.SUCCESS}:
             yield f"the run is {act.run.status}, and {step.name} is not undone: {report}"
+    yield from order_broken(spec, story, effects)
+
+
+def order_broken(spec: Spec, story: Story, effects: list[Effect]) -> Iterator[str]:
+    """Yield where the undo of a step begins before the undo of a step that depends on it."""
+    late = {call.step for call in story.calls if call.given_up is not None}
+    undos: dict[str, list[int]] = {}
+    for index, effect in enumerate(effects):
+        if effect.what == "undo":
+            undos.setdefault(effect.step, []).append(index)
+    for step in spec.steps:
+        for other in step.depends_on:
+            if {step.name, other} <= undos.keys() - late and undos[step.name][-1] > undos[other][0]:
+                yield f"{other} is undone before its dependant {step.name}"
 
 
 @pytest.mark.proof(quick=1000, full=10_000, each=500)
 def test_a_run_in_memory_is_undone_or_has_succeeded_after_an_exit_at_any_moment(seeds: range) -> None:
     struck = Counter[str]()
     for seed in seeds:
-        spec, story, effects = played(seed)
+        spec, story, effects = played(seed, drawn(seed))
         broken = list(judged(spec, story, effects))
         assert not broken, f"seed {seed}: {'; '.join(broken)}"
         struck.update(act.caller.exits.at for act in story.acts if act.exited is not None and act.caller.exits)
     assert min(struck[at] for at in MOMENTS[:4]) > len(seeds) * 0.05
+
+
+@pytest.mark.parametrize("seed", [240, 384, 904, 1310])
+def test_an_exit_at_each_moment_of_a_run_whose_steps_are_undone_beside_each_other(seed: int) -> None:
+    assert from_seed(seed).parallel_undo
+    undone = 0
+    for at in MOMENTS[:4]:
+        for number in itertools.count(1):
+            spec, story, effects = played(seed, Exit(at, number))
+            broken = list(judged(spec, story, effects))
+            assert not broken, f"an exit at {at} {number}: {'; '.join(broken)}"
+            if story.acts[0].exited is None:
+                break
+            undone += sum(effect.what == "undo" for effect in effects) > 1
+    assert undone > 10
 
 
 MUTANTS = {
@@ -85,42 +119,54 @@ MUTANTS = {
         "run",
         "        _repair(run)\n        run.working",
         "        run.working",
-    ): 347,
+    ): (347, drawn(347)),
     m(
         "after an exit on the inline path, the state of the run is not made consistent",
         "run",
         "    _repair(run)\n    run.working = True\n    finished",
         "    run.working = True\n    finished",
-    ): 1299,
+    ): (1299, drawn(1299)),
     m(
         "after an exit, a step that may have had its effect is not undone",
         "steps",
         "                run.to_undo.append(node)\n",
         "                pass\n",
-    ): 87,
+    ): (87, drawn(87)),
     m(
         "after an exit, a step keeps its place",
         "steps",
         "        run.running = max(0, run.running - 1)",
         "        pass",
-    ): 7,
+    ): (7, drawn(7)),
+    m(
+        "after an exit in a parallel undo, the steps before it are undone first",
+        "undo",
+        "                continue\n",
+        "                pass\n",
+    ): (240, Exit("driver", 30)),
+    m(
+        "after an exit, a parallel undo that was to begin is not made",
+        "undo",
+        "        run.to_undo.extend(node for node in due if",
+        "        run.to_undo.extend(node for node in due if False and",
+    ): (1310, Exit("driver", 60)),
 }
-"""with the first seed that finds each of them"""
+"""with the seed and the exit that find each of them"""
 
 
-def found_by(seeds: Iterable[int]) -> int | None:
-    for seed in seeds:
+def found_by(moments: Iterable[tuple[int, Exit]]) -> tuple[int, Exit] | None:
+    for seed, exits in moments:
         try:
-            if list(judged(*played(seed))):
-                return seed
+            if list(judged(*played(seed, exits))):
+                return seed, exits
         except Exception:  # noqa: BLE001 - a mutant may break anything
-            return seed
+            return seed, exits
     return None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_of_what_an_exit_does_to_a_run_in_memory_is_caught(mutant: Mutant) -> None:
     with applied(mutant):
-        seed = found_by([MUTANTS[mutant], *range(1500)])
-    assert seed is not None, f"mutant not caught: {mutant.name}"
-    assert found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"
+        moment = found_by([MUTANTS[mutant], *((seed, drawn(seed)) for seed in range(1500))])
+    assert moment is not None, f"mutant not caught: {mutant.name}"
+    assert found_by([moment]) is None, f"{moment} finds something without the mutant, too"
