@@ -376,6 +376,7 @@ class AsyncDriver(StoreCalls):
         """Abandon async user code that ignores its cancellation, and resume the program in another task."""
         entry = self._inline.pop(call, None)
         if entry is not None:
+            self.run.abandon(call)
             self._spawn(entry[0], (None, Abandoned(call, timed_out=self._cancelled_calls.get(call, False))))
 
     def _complete_late(self, call: Call, result: Outcome) -> None:

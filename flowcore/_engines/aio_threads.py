@@ -164,6 +164,7 @@ class ThreadCalls(ABC):
         pending = self._threaded.pop(call, None)
         if pending is not None:
             call.abandon()
+            self.run.abandon(call)
             self._pool.abandon(call_title(self.run, call))
             self._abandoned[call] = abandoned = self.loop.create_future()
             self._tasks.add(abandoned)

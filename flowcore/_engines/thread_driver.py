@@ -253,6 +253,7 @@ class Driver(CallersThread):
         program = self._parked.pop(call, None)
         if program is not None:
             call.abandon()
+            self.run.abandon(call)
             self._stuck += 1
             self._pool.abandon(call_title(self.run, call))
             self._post(program, (None, Abandoned(call, timed_out=timed_out)))

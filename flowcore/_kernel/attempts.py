@@ -186,8 +186,6 @@ class Attempts:
                 end.errors, end.failed = self.errors, self.failed
             self.last = end
             outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
-            if outstanding is not None:
-                run.abandon(outstanding)
             pause = self._next_pause(end)
             if pause is None:
                 return end

@@ -389,10 +389,12 @@ class RunState:
             return True
 
     def abandon(self, call: Call) -> None:
-        """Note that a call was abandoned. It may have completed already."""
+        """Note that a call is abandoned, before the program that waits for it is resumed: an exit may end that program, and
+        the effect of the call must be undone all the same. The call may have completed already."""
         with self.lock:
             call.abandoned_at = self.settings.clock()
-            self.abandoned += (call,)
+            if not call.asks:
+                self.abandoned += (call,)
 
     def forget(self, call: Call) -> None:
         """Forget an abandoned call that has completed late, because its outcome is being processed."""

@@ -125,8 +125,8 @@ class ExitingProcess(ABC):
             self._stop(Stop(cancel=True))
 
     def _aborted(self, program: Program[Any], error: BaseException) -> Program[Run] | None:
-        """Return the program that ends the run after `error` has ended its main program. Returns None if it has ended
-        that program itself, and so the run, or another one, whose place is freed after the grace."""
+        """Return the program that ends the run, if `error` has ended its main program. Returns None if `error` has ended
+        a worker, whose place is freed after the grace, or that program, and so the run."""
         if program is not self._main:
             self._handler_raised(error)
             if self.run.running <= 0:

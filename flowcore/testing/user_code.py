@@ -231,6 +231,7 @@ class SimulatedCode(ABC):
         if program is not None:
             self._traces[call].given_up = self.world.now
             call.abandon()
+            self.run.abandon(call)
             self._advance(program, (None, Abandoned(call, timed_out=timed_out)))
 
     def _late_call_ended(self, call: Call, outcome: Outcome | None) -> None:
