@@ -18,7 +18,6 @@ from .._kernel.effects import (
     AwaitAbandoned,
     Call,
     Delegate,
-    Effect,
     Outcome,
     Program,
     Sleep,
@@ -34,6 +33,7 @@ from ..exits import is_exit_of_handler
 from ..run import Run
 from .aio_store_calls import StoreCalls
 from .aio_threads import PendingReply
+from .driving import resumed
 from .in_context import InContext, is_process_stopping
 from .interrupts import raised_by_signal
 from .workers import Workers
@@ -59,6 +59,8 @@ class AsyncDriver(StoreCalls):
     _aborted_main: Program[Any] | None = None
     cancelled: asyncio.CancelledError | None = None
     """the first cancellation of one of the run's tasks from outside"""
+    leave_caller: Callable[[AsyncDriver, Any], None] | None = None
+    """has another task call `run_here` with this answer; None: the caller's task is not the engine's, and stays"""
 
     def __init__(
         self,
@@ -79,11 +81,11 @@ class AsyncDriver(StoreCalls):
         self._alarms: list[asyncio.TimerHandle] = []  # each starts a worker when a wait's time is over
         self._cancelled_calls: dict[Call, bool] = {}  # calls that were cancelled; True: for a timeout
 
-    async def run_here(self) -> None:
-        """Drive the run to its end in the calling task."""
-        self.caller = asyncio.current_task()
+    async def run_here(self, answer: Any = None) -> bool:
+        """Drive the run to its end in the calling task. Its main program begins, or is resumed with `answer`. Returns
+        False if another task drives the run by now: see `leave_caller`."""
+        task = self.caller = asyncio.current_task()
         program: Program[Any] | None = self._main
-        answer: Any = None
         throws = False
         try:
             while program is not None:
@@ -94,10 +96,12 @@ class AsyncDriver(StoreCalls):
                 else:
                     program = None
         finally:
-            for alarm in self._alarms:
-                alarm.cancel()
-            if self._ended is not None and not self._ended.done():
-                self._ended.set_result(None)
+            if self.caller is task:
+                for alarm in self._alarms:
+                    alarm.cancel()
+                if self._ended is not None and not self._ended.done():
+                    self._ended.set_result(None)
+        return self.caller is task
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
 
@@ -369,15 +373,20 @@ class AsyncDriver(StoreCalls):
         self._cancelled_calls[call] = late
         call.abandon()
         task.cancel()
-        if task is not self.caller:
+        if task is not self.caller or self.leave_caller is not None:
             self.loop.call_later(CANCEL_GRACE if late else self.run.settings.grace, self._abandon, call)
 
     def _abandon(self, call: Call) -> None:
         """Abandon async user code that ignores its cancellation, and resume the program in another task."""
         entry = self._inline.pop(call, None)
-        if entry is not None:
-            self.run.abandon(call)
-            self._spawn(entry[0], (None, Abandoned(call, timed_out=self._cancelled_calls.get(call, False))))
+        if entry is None:
+            return
+        self.run.abandon(call)
+        answer = None, Abandoned(call, timed_out=self._cancelled_calls.get(call, False))
+        if entry[1] is self.caller and self.leave_caller is not None:
+            self.leave_caller(self, answer)
+        else:
+            self._spawn(entry[0], answer)
 
     def _complete_late(self, call: Call, result: Outcome) -> None:
         """Record the outcome of an abandoned call that completed late, and have a program process it."""
@@ -393,7 +402,7 @@ class AsyncDriver(StoreCalls):
                 effect = next(program)
             except StopIteration:
                 return
-            self._spawn(_resumed(program, effect), None)
+            self._spawn(resumed(program, effect), None)
 
     # -- the other effects ---------------------------------------------------------------------------------------------
 
@@ -438,12 +447,3 @@ class AsyncDriver(StoreCalls):
         for call in list(self._threaded):
             if not call.shielded or parked:
                 self.loop.call_later(grace, self._leave_thread, call, False)
-
-
-def _resumed(program: Program[Any], effect: Effect) -> Program[None]:
-    """Continue `program`, which has been resumed once already and has yielded `effect`."""
-    try:
-        while True:
-            effect = program.send((yield effect))
-    except StopIteration:
-        return

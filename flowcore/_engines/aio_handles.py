@@ -35,6 +35,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         recording: Recording | None = None,
         *,
         check: bool = True,
+        interrupt: Callable[[RunState], None] | None = None,
     ) -> None:
         super().__init__(loop=loop)
         self.run_id: str = run.run_id
@@ -47,6 +48,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self._is_cancelled = False  # a caller wants the run cancelled
         self._instead: Run | BaseException | None = None
         self._task = task
+        self._interrupt = interrupt  # cancels a run that has begun, whatever its steps do with a cancellation
         self._run = weakref.ref(run)  # the run refers to this future
         self._pause: Run | None = None
         self._pauses: asyncio.Future[None] | None = None
@@ -103,7 +105,15 @@ class AsyncRunFuture(asyncio.Future[Run]):
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the run. Returns False if it has ended already."""
         self._is_cancelled = True
+        run = self._run()
+        if run is not None and self._interrupt is not None:
+            self._interrupt(run)
         return self._task.cancel(msg)
+
+    def follow(self, task: asyncio.Task[Run]) -> None:
+        """For engines: note that another task drives the run to its end."""
+        self._task = task
+        task.add_done_callback(self._resolve)
 
     def cancel_run(self) -> bool:
         """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone.
@@ -169,7 +179,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
             self.set_exception(error)
 
     def _resolve(self, task: asyncio.Task[Run]) -> None:
-        if self.done() or self._dropped:
+        if self.done() or self._dropped or task is not self._task:
             return
         self._decided.set()
         if task.cancelled() and self.recording is not None and self._is_cancelled:

@@ -85,9 +85,14 @@ class AsyncRuns:
 
     # -- one run -------------------------------------------------------------------------------------------------------
 
-    async def drive(self, run: RunState, cancelled: int, *, check: bool) -> Run:
-        """Drive a run to its end in this task. `cancelled`: how often the task had been cancelled before."""
-        driver = await self.driven(run, cancelled)
+    async def drive(self, run: RunState, cancelled: int, *, check: bool, future: AsyncRunFuture | None = None) -> Run:
+        """Drive a run to its end in this task. `cancelled`: how often the task had been cancelled before. `future`: of a
+        submitted run, whose task is the engine's."""
+        return await self._outcome(await self.driven(run, cancelled, future), cancelled, check=check, future=future)
+
+    async def _outcome(self, driver: AsyncDriver, cancelled: int, *, check: bool, future: AsyncRunFuture | None) -> Run:
+        """Return or raise the outcome of a run that its driver has driven, once its waits in its store are over."""
+        run = driver.run
         while driver.result is not None and driver.result.status is Status.WAITING:
             waited = driver.run
             try:
@@ -98,7 +103,7 @@ class AsyncRuns:
                     driver.result, driver.error = None, left_error(waited)
                 if again is None:
                     break
-                following = self.driver(again[0], cancelled, again[1])
+                following = self.driver(again[0], cancelled, again[1], future)
             finally:
                 self.live.follow(waited)
             driver = await self._driven(following)
@@ -109,31 +114,62 @@ class AsyncRuns:
             raise raised from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    def driver(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
+    def driver(
+        self,
+        run: RunState,
+        cancelled: int,
+        main: Program[Run] | None = None,
+        future: AsyncRunFuture | None = None,
+    ) -> AsyncDriver:
         """Create the driver of a run. The run is in flight from now on."""
         driver = self.live[run] = AsyncDriver(run, cancelled, self.pool, self.tasks, main)
+        if future is not None:
+            driver.leave_caller = partial(self._leave_task, future)
         return driver
 
-    async def driven(self, run: RunState, cancelled: int) -> AsyncDriver:
+    def _leave_task(self, future: AsyncRunFuture, driver: AsyncDriver, answer: object) -> None:
+        """Have another task drive a submitted run to its end, because a step that ignores its cancellation keeps the
+        task that has driven it until now."""
+        if driver.caller is not None:
+            self.tasks.add(driver.caller)
+            driver.caller.add_done_callback(self.tasks.discard)
+        task = driver.caller = future.get_loop().create_task(self._resumed(future, driver, answer))
+        future.follow(task)
+
+    async def _resumed(self, future: AsyncRunFuture, driver: AsyncDriver, answer: object) -> Run:
+        return await self._outcome(await self._driven(driver, answer), 0, check=future.check, future=future)
+
+    async def driven(self, run: RunState, cancelled: int, future: AsyncRunFuture | None = None) -> AsyncDriver:
         """Drive a run until it ends or waits in its store. Returns its driver."""
         try:
-            return await self._driven(self.driver(run, cancelled))
+            return await self._driven(self.driver(run, cancelled, future=future))
         except BaseException:
-            self.live.pop(run, None)  # a signal handler may exit before `_driven` can do so
+            driver = self.live.get(run)
+            if driver is None or driver.caller in {None, asyncio.current_task()}:
+                self.live.pop(run, None)  # a signal handler may exit before `_driven` can do so
             raise
 
-    async def _driven(self, driver: AsyncDriver) -> AsyncDriver:
-        run = driver.run
+    async def _driven(self, driver: AsyncDriver, answer: object = None) -> AsyncDriver:
+        run, stays = driver.run, True
         try:
-            await driver.run_here()
+            stays = await driver.run_here(answer)
         finally:
-            self.live.note_left(run)
-            self.live.pop(run, None)
-            if run.claimed:
-                self.local.leave(run)
-                if self.leases is not None:
-                    self.leases.leave(run)
+            if stays:
+                self.live.note_left(run)
+                self.live.pop(run, None)
+                if run.claimed:
+                    self.local.leave(run)
+                    if self.leases is not None:
+                        self.leases.leave(run)
+        if not stays:
+            raise asyncio.CancelledError  # this task has no outcome: see `_leave_task`
         return driver
+
+    def interrupt(self, run: RunState) -> None:
+        """Cancel a run that has begun because its future was cancelled. Call it in the loop's thread only."""
+        driver = self.live.get(run.continued or run)
+        if driver is not None:
+            driver.cancelled_from_outside(asyncio.CancelledError())
 
     def cancel(self, run: RunState) -> bool:
         """Cancel a run, whether or not it has begun. Returns False if it was ending already. May be called from any
@@ -170,7 +206,7 @@ class AsyncRuns:
                 raise
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check, recording))
-        future = AsyncRunFuture(run, task, loop, recording, check=check)
+        future = AsyncRunFuture(run, task, loop, recording, check=check, interrupt=self.interrupt)
         self.queued[run] = self.local.futures[run] = future
         run.on_pause = future.pause
         if recording is not None and recording.is_granted:
@@ -192,14 +228,14 @@ class AsyncRuns:
         future.recording = None
         if run.key is None and not self._settings.durable:
             future.claimed()
-        return await self.drive(run, 0, check=check)
+        return await self.drive(run, 0, check=check, future=future)
 
     def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
         self.local.futures.pop(run, None)
         self.queued.pop(run, None)
         if run.submitted_at is not None:  # it has not begun
             emit.dequeued(run, error=None if task.cancelled() else task.exception())
-        if self.leases is not None:
+        if self.leases is not None and run not in self.live:  # another task may drive it
             self.leases.leave(run)
 
     # -- the end -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
-__all__ = ["drive", "drive_on_loop"]
+__all__ = ["drive", "drive_on_loop", "resumed"]
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -48,3 +48,12 @@ async def drive_on_loop(program: Generator[E, Any, T], perform: Callable[[E], Aw
         return result
     finally:
         failure = None  # as in `drive`
+
+
+def resumed(program: Generator[E, Any, None], effect: E) -> Generator[E, Any, None]:
+    """Continue `program`, which has been resumed once already and has yielded `effect`."""
+    try:
+        while True:
+            effect = program.send((yield effect))
+    except StopIteration:
+        return

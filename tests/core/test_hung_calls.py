@@ -1,18 +1,31 @@
 """Calls that never return (semantics 7): their threads are replaced, deadlines end what waits for a thread."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowcore import Backoff, Context, Engine, Retry, RunParked, RunTimeout, Status, StepCancelled, Workflow
+from flowcore import (
+    AsyncEngine,
+    AsyncRunFuture,
+    Backoff,
+    Context,
+    Engine,
+    Retry,
+    RunParked,
+    RunTimeout,
+    Status,
+    StepCancelled,
+    Workflow,
+)
 from flowcore.events import RunFinished, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 
-from .conftest import PATIENCE, Ledger, MakeLive, of_type, until
+from .conftest import PATIENCE, Ledger, MakeLive, of_type, run_async, until, until_async
 
 
 @pytest.fixture
@@ -194,3 +207,108 @@ def test_a_durable_run_that_waits_for_a_busy_thread_is_not_parked_while_a_call_o
     wf.add_step("slow", lambda ctx: time.sleep(0.6), timeout=60)
     wf.add_step("other", lambda ctx: ledger.append("other"), timeout=60)
     assert one.run(wf, idempotency_key="k").status is Status.SUCCESS
+
+
+def deaf(
+    ledger: Ledger, began: asyncio.Event, heard: asyncio.Event, undo_first: Callable[[Context], Any] | None = None
+) -> Workflow:
+    """A step that ignores its cancellation until `heard` is set, after another one; both with an undo."""
+    wf = Workflow("deaf")
+    first = ledger.add(wf, "first", undoable=undo_first is None)
+    if undo_first is not None:
+        first.compensate(undo_first)
+
+    async def ignores(ctx: Context) -> None:
+        while not heard.is_set():
+            began.set()
+            try:
+                await heard.wait()
+            except asyncio.CancelledError:
+                ledger.append("ignored")
+
+    wf.add_step("deaf", ignores, depends_on=first, compensate=lambda ctx: ledger.append("-deaf"))
+    return wf
+
+
+async def cancel_awaiting_task(engine: AsyncEngine, future: AsyncRunFuture) -> None:
+    async def wait() -> None:
+        await future
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+
+
+async def cancel_future(engine: AsyncEngine, future: AsyncRunFuture) -> None:
+    future.cancel()
+
+
+async def cancel_run(engine: AsyncEngine, future: AsyncRunFuture) -> None:
+    engine.cancel(future.run_id)
+
+
+@pytest.mark.parametrize("cancel", [cancel_awaiting_task, cancel_future, cancel_run])
+def test_an_async_step_of_a_submitted_run_that_ignores_its_cancellation_is_abandoned(
+    ledger: Ledger, cancel: Callable[..., Any]
+) -> None:
+    async def main() -> None:
+        began, heard = asyncio.Event(), asyncio.Event()
+        async with AsyncEngine(grace=0.01) as engine:
+            future = engine.submit(deaf(ledger, began, heard))
+            await began.wait()
+            await cancel(engine, future)
+            with pytest.raises(StepCancelled if cancel is cancel_run else asyncio.CancelledError):
+                await future
+            assert ledger == ["first", "ignored", "-deaf", "-first"]
+            assert not heard.is_set()
+            heard.set()  # the call completes late, and is undone once more
+            await until_async(lambda: ledger[4:] == ["-deaf"])
+
+    run_async(main)
+
+
+def test_closing_an_asyncengine_parks_a_submitted_run_whose_step_ignores_its_cancellation(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        began, heard = asyncio.Event(), asyncio.Event()
+        engine = AsyncEngine(store=SQLiteStore(tmp_path / "db"), grace=0.01)
+        future = engine.submit(deaf(ledger, began, heard), idempotency_key="k")
+        await began.wait()
+        await engine.aclose(timeout=0)
+        with pytest.raises(RunParked):
+            await future
+        record = await engine.find("k")
+        assert record is not None
+        assert record.status is Status.PARKED
+        heard.set()
+        await asyncio.sleep(0)
+        assert ledger == ["first", "ignored"]
+
+    run_async(main)
+
+
+def test_a_run_keeps_its_lease_while_it_is_undone_after_an_abandoned_call_has_ended(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        began, heard = asyncio.Event(), asyncio.Event()
+        renewed: list[bool] = []
+        engine = AsyncEngine(store=SQLiteStore(tmp_path / "db"), grace=0.01)
+
+        async def undo(ctx: Context) -> None:
+            heard.set()
+            await asyncio.sleep(0.05)  # the task of the abandoned call ends meanwhile
+            leases = engine._runs.leases
+            renewed.append(leases is not None and list(leases._runs) == list(engine._runs.live) != [])
+
+        future = engine.submit(deaf(ledger, began, heard, undo), idempotency_key="k")
+        await began.wait()
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        heard.set()
+        assert renewed == [True]
+        await engine.aclose()
+
+    run_async(main)

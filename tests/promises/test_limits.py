@@ -1,5 +1,6 @@
 """What flowcore does not do, and what it leaves to its user."""
 
+import asyncio
 import inspect
 import threading
 
@@ -69,6 +70,27 @@ def test_a_step_on_the_callers_own_thread_cannot_be_given_up() -> None:
         with pytest.raises(StepCancelled):
             engine.run(wf)
         assert ended == ["deaf"]
+
+
+def test_a_step_in_the_callers_own_task_cannot_be_given_up() -> None:
+    wf, ended = Workflow("own"), list[str]()
+
+    async def main() -> None:
+        async with AsyncEngine(grace=0) as engine:
+
+            async def deaf(ctx: Context) -> None:
+                assert engine.cancel(ctx.run_id)
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+                await asyncio.sleep(0.02)  # long after its grace
+                ended.append(ctx.step)
+
+            wf.add_step("deaf", deaf)
+            with pytest.raises(StepCancelled):
+                await engine.run(wf)
+            assert ended == ["deaf"]
+
+    asyncio.run(main())
 
 
 def test_no_undo_is_made_for_a_step_that_has_none(drive: Drive, ledger: Ledger) -> None:
