@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._kernel.run_state import RunState
 from ..errors import NoThread
+from ..retry import Duration, seconds
 from ..run import Run
 from .own_calls import refuse_own_run
 
@@ -61,24 +62,26 @@ class RunFuture(Future[Run]):
         Returns False if it has ended already."""
         return self.cancel() or self._cancel(self._driver.run, f"run {self.run_id} was cancelled by cancel_run().")
 
-    def result(self, timeout: float | None = None) -> Run:
-        """The Run, once it has ended. Raises what `Engine.run` raises, and TimeoutError after `timeout` seconds.
+    def result(self, timeout: Duration | None = None) -> Run:
+        """The Run, once it has ended. Raises what `Engine.run` raises, TimeoutError after `timeout` (seconds or a
+        timedelta; one below 0 is over), and DefinitionError for another `timeout`.
 
         In a step on a thread of the same engine, this call works on the run while it waits; a step of the run that it
         performs may outlast `timeout`. Raises FlowcoreError in a step that the run itself waits for, such as its own.
         """
         return super().result(self._work_for_run(_finite(timeout)))
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
+    def exception(self, timeout: Duration | None = None) -> BaseException | None:
         """Wait as `result` does. Returns the exception that `result` would raise, or None."""
         return super().exception(self._work_for_run(_finite(timeout)))
 
-    def waiting(self, timeout: float | None = None) -> Run:
+    def waiting(self, timeout: Duration | None = None) -> Run:
         """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has
         ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         if not self.done():
             refuse_own_run(self._driver.run)
-        left, works = _finite(timeout), self._pool.owns_current_thread()
+        left = limit = _finite(timeout)
+        works = self._pool.owns_current_thread()
         until = math.inf if left is None else time.monotonic() + left
         while works and not self._is_quiet() and (now := time.monotonic()) < until:
             self._work_for_run(min(_LOOK, until - now))
@@ -87,7 +90,7 @@ class RunFuture(Future[Run]):
                 self._paused.wait_for(self._is_quiet, _LOOK)
         with self._paused:
             if not self._paused.wait_for(self._is_quiet, left):
-                raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
+                raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {limit:g} s.")
             if self._pause is not None and not self.done():
                 return self._pause
         return self.result()
@@ -177,6 +180,13 @@ def _work_for_runs(awaited: deque[RunFuture], waiter: weakref.ref[object]) -> No
             awaited.popleft().exception()
 
 
-def _finite(timeout: float | None) -> float | None:
-    """Return the timeout as one that a lock can wait for."""
-    return None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+def _finite(timeout: Duration | None) -> float | None:
+    """Return the timeout in seconds, as one that a lock can wait for. A timeout below 0 is over, as it is for Python's own
+    futures. Raises DefinitionError."""
+    given: Any = timeout
+    number = given.total_seconds() if hasattr(given, "total_seconds") else given
+    if number is None:
+        return None
+    if isinstance(number, int | float) and number < 0:
+        return 0.0
+    return min(seconds(number, "the timeout of a RunFuture"), threading.TIMEOUT_MAX)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,22 @@ def test_a_future_can_be_waited_for_without_a_limit(wait: Callable[[RunFuture, f
         threading.Timer(0.01, goes.set).start()
         wait(future, math.inf)
         assert future.done()
+
+
+@pytest.mark.parametrize("wait", [RunFuture.result, RunFuture.exception, RunFuture.waiting])
+def test_a_future_takes_its_timeout_as_any_duration_and_refuses_others(wait: Callable[[RunFuture, Any], Any]) -> None:
+    goes, wf = Gate(), Workflow("w")
+    wf.add_step("a", goes)
+    with Engine() as engine:
+        future = engine.submit(wf)
+        for short in (0, -1, 0.01, timedelta(milliseconds=1), timedelta(seconds=-1)):
+            with pytest.raises(TimeoutError):
+                wait(future, short)
+        goes.set()
+        wait(future, timedelta(seconds=PATIENCE))
+        for wrong in (math.nan, "5", True):
+            with pytest.raises(DefinitionError, match="timeout of a RunFuture must be seconds"):
+                wait(future, wrong)
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
