@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import datetime as dt
 import enum
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -293,3 +295,27 @@ def test_an_owner_that_was_taken_over_gets_the_outcome_rebuilt_from_annotations(
     assert taken_over["make"] == ORDER
     assert (type(outcome["make"]), outcome["make"]) == (Order, ORDER)
     assert outcome.replayed
+
+
+@pytest.mark.parametrize("kind", ["plain", "tagged"])
+def test_a_nested_value_comes_back_however_deep_its_reader_is_called(tmp_path: Path, kind: str) -> None:
+    value: Any = ()
+    for _ in range(200):
+        value = [value] if kind == "plain" else (value,)
+    wf = Workflow("deep")
+    made = wf.add_step("made", lambda ctx: value)
+
+    def called_deep(frames: int) -> Any:
+        if frames:
+            return called_deep(frames - 1)
+        with Engine(store=SQLiteStore(tmp_path / "db")) as engine:
+            record = engine.find("k")
+            assert record is not None
+            return engine.run(wf, idempotency_key="k")[made], record.results["made"]
+
+    with Engine(store=SQLiteStore(tmp_path / "db")) as engine:
+        engine.run(wf, idempotency_key="k")
+    depth = len(traceback.extract_stack())
+    replayed, recorded = called_deep(sys.getrecursionlimit() - depth - 150)
+    assert same(replayed, value)
+    assert same(recorded, value)
