@@ -209,6 +209,16 @@ class Run:
             known = name in self._plan.by_name
             raise no_result(name, self._report(name) if known else None, self.workflow) from None
 
+    def __contains__(self, step: object) -> bool:
+        """Whether `run[step]` returns a result, as for `step in ctx`."""
+        try:
+            return (step if isinstance(step, str) else self._name_of(step)) in self.results
+        except NoResult:
+            return False
+
+    __iter__ = None
+    """A run cannot be iterated: without this, Python would ask for `run[0]`."""
+
     def _name_of(self, step: Any) -> str:
         node = self._plan.by_name.get(getattr(step, "name", ""))
         if node is not None and (node.step is step or node.step is None):

@@ -330,6 +330,19 @@ def test_a_step_is_in_the_context_by_its_name_too(drive: Drive) -> None:
     assert seen == [(True, True, False, False, ["n"], 1), (True, False, False)]
 
 
+def test_a_step_is_in_its_run_if_it_has_a_result(drive: Drive) -> None:
+    wf, other = Workflow("run"), Workflow("other")
+    done = wf.add_step("done", lambda ctx: None)
+    skipped = wf.add_step("skipped", lambda ctx: None, when=lambda ctx: False)
+    run = drive(wf)
+    assert done in run
+    assert "done" in run
+    for absent in (skipped, "skipped", "none", other.add_step("done", lambda ctx: None), 0):
+        assert absent not in run
+    with pytest.raises(TypeError, match="not iterable"):
+        list(cast("Any", run))
+
+
 def test_get_returns_the_default_for_a_key_that_another_step_removes_meanwhile() -> None:
     over = threading.Event()
 
