@@ -160,9 +160,10 @@ class Schedule:
         try:
             first = next(self._fires(_EPOCH), None)
         except Exception as error:  # noqa: BLE001 - cronsim raises other errors than its own for some invalid expressions
+            why = safe_str(error) if isinstance(self.cron, str) else "it must be a string"
             raise DefinitionError(
                 f"cron={safe_repr(self.cron)} of schedule {safe_repr(self.name)} is not a valid cron expression: "
-                f"{safe_str(error)}. Use five fields: minute, hour, day of the month, month, day of the week."
+                f"{why}. Use five fields: minute, hour, day of the month, month, day of the week."
             ) from None
         if first is None:
             raise DefinitionError(

@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"cron": "* * * * *", "every": 60}, "takes either cron= or every=, but got both"),
     "four fields": ({"cron": "* * * *"}, "is not a valid cron expression"),
     "a bad minute": ({"cron": "61 * * * *"}, "Bad minute"),
-    "no text": ({"cron": 5}, "is not a valid cron expression"),
+    "no text": ({"cron": 5}, "is not a valid cron expression: it must be a string. Use"),
     "an odd step": ({"cron": "* * * * MON#1/2"}, "is not a valid cron expression"),
     "31 February": ({"cron": "0 0 31 2 *"}, "cron"),
     "never": ({"cron": "* * */20 * 1L"}, "never fires"),
