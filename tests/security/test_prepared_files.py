@@ -83,6 +83,8 @@ PREPARED = {
     "a table of other columns": "ALTER TABLE runs ADD COLUMN more",
     "a generated column": "ALTER TABLE fields ADD COLUMN more AS (abs(run)) VIRTUAL",
     "a table without an index": "DROP INDEX runs_held",
+    "counts without a trigger": "DROP TRIGGER count_changed",
+    "counts of an earlier file": "DROP TRIGGER count_begun; DROP TRIGGER count_changed; DROP INDEX runs_held_by_workflow",
     "a check": "DROP TABLE fields; CREATE TABLE fields (run INTEGER, name TEXT, text TEXT CHECK (abs(run) > 0), "
     "PRIMARY KEY (run, name)) WITHOUT ROWID",
 }

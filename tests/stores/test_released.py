@@ -1,7 +1,9 @@
 """Records and pickled errors of every released version are read as they were written, and their runs go on."""
 
+import contextlib
 import json
 import pickle
+import sqlite3
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,27 @@ def goes_on(store: Any) -> None:
         assert (str(continued.status), continued["extract"]) == ("incomplete", [1, 2, 3])
 
 
+def objects(path: Path) -> list[tuple[str, str]]:
+    """The tables, indices and triggers of an SQLite file, with the statements that made them."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return sorted(connection.execute("SELECT name, coalesce(sql, '') FROM sqlite_master"))
+
+
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda folder: folder.name)
-def test_an_sqlite_file_of_a_release_is_read(folder: Path, tmp_path: Path) -> None:
+def test_an_sqlite_file_of_a_release_is_read_and_stays_readable_for_that_release(folder: Path, tmp_path: Path) -> None:
+    """During a rolling deploy, and after a roll-back, the release uses the file too. It refuses one with other tables."""
     store = restored_sqlite(folder, tmp_path / "runs.db")
+    tables = objects(tmp_path / "runs.db")
     assert story(store) == read(folder, "expected.json")["runs"]
     assert store.counts() == {("order", "held"): 1, ("etl", "incomplete"): 1}
     goes_on(store)
     assert store.counts() == {("order", "held"): 1, ("etl", "incomplete"): 1}
     store.close()
+    assert objects(tmp_path / "runs.db") == tables
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda folder: folder.name)

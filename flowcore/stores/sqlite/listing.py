@@ -132,6 +132,7 @@ def list_due(
 
 def count(db: sqlite3.Cursor, now: int) -> dict[tuple[str, str], int]:
     """Return (workflow, status) -> the number of runs that are not over."""
-    kept = db.execute("SELECT workflow, status, number FROM counts").fetchall()
+    (has_counts,) = db.execute(tables.HAS_COUNTS).fetchone()
+    kept = db.execute(tables.COUNTS if has_counts else tables.COUNT_ALL).fetchall()
     running = db.execute(_COUNT_RUNNING, (now,)).fetchall()
     return {(workflow, status): number for workflow, status, number in kept + running if isinstance(workflow, str)}

@@ -1,14 +1,17 @@
-"""Opening the file of an SQLiteStore. A new file gets its tables; an existing one is used only if it has exactly these.
-One of an earlier flowcore gets what has been added since."""
+"""Opening the file of an SQLiteStore. A new file gets its tables; an existing one is used only if it has exactly these,
+or those of an earlier flowcore.
+
+A file of an earlier flowcore stays as it is. During a rolling deploy its processes use the file too, and after a
+roll-back they use it again; they would refuse a file with tables that they do not know.
+"""
 
 from __future__ import annotations
 
 import functools
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from ...errors import StoreError
@@ -28,10 +31,10 @@ _OBJECTS: Final = (
 
 class Schema(NamedTuple):
     """What a file consists of. `statements`: create its tables, indices and triggers. `added`: the names of those that
-    files of an earlier flowcore lack, each with the statement that fills it, or with an empty text."""
+    the files of an earlier flowcore lack."""
 
     statements: tuple[str, ...]
-    added: Mapping[str, str] = MappingProxyType({})
+    added: frozenset[str] = frozenset()
 
 
 # Bytes that are not UTF-8 are read as lone surrogates, so that the decoder can refuse them and name their record.
@@ -113,29 +116,12 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: Schema, *, full:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
-    expected = _expected(schema.statements)
-    if connection.execute(_OBJECTS).fetchall() != expected:
-        connection.execute("BEGIN IMMEDIATE")
-        _complete(connection, expected, schema.added)
-        connection.execute("COMMIT")
-    if connection.execute(_OBJECTS).fetchall() != expected:
+    expected, found = _expected(schema.statements), connection.execute(_OBJECTS).fetchall()
+    if found != expected and found != [row for row in expected if row[1] not in schema.added]:
         raise StoreError(
             f"{path} has tables, indices, triggers or views that flowcore does not make, so it may have been prepared "
             "by someone: use another file, or remove what was added."
         )
-
-
-def _complete(connection: sqlite3.Connection, expected: list[Any], added: Mapping[str, str]) -> None:
-    """Make what a file of an earlier flowcore lacks. Makes nothing if the file differs in anything else."""
-    found = connection.execute(_OBJECTS).fetchall()
-    missing = [row for row in expected if row not in found]
-    if len(found) + len(missing) != len(expected) or any(name not in added for _, name, *_ in missing):
-        return
-    for wanted in ("table", "index", "trigger"):  # a table is filled before there are triggers that count for it
-        for kind, name, _, statement in missing:
-            if kind == wanted:
-                connection.execute(statement)
-                connection.execute(added[name])
 
 
 @functools.cache

@@ -5,7 +5,7 @@ has what SQL needs. Fields that are large or many have a row each in `fields`. `
 
 Every listing reads an index in its own order, and no more of it than its page needs. So its cost does not grow with the
 table. Nor does that of counting: triggers keep the numbers in `counts`, whichever statement changes a run, and only
-running runs are read.
+running runs are read. In a file of an earlier flowcore, which has no `counts`, the runs that wait are read too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ __all__ = [
     "BEGIN_QUEUED",
     "CHECKPOINT",
     "CLEAR",
+    "COUNTS",
+    "COUNT_ALL",
     "DUE",
     "ERASE",
     "ERASE_FIELDS",
@@ -30,6 +32,7 @@ __all__ = [
     "FIND",
     "FINISH",
     "FORGOTTEN",
+    "HAS_COUNTS",
     "HEAD",
     "KEPT",
     "OWNED",
@@ -142,12 +145,13 @@ _STATEMENTS: Final = (
     END
     """,  # noqa: S608 - all parts are constants
 )
-_COUNT_ALL: Final = (
-    f"INSERT INTO counts SELECT workflow, {_COUNTED_AS.format('runs')} AS state, count(*) FROM runs "  # noqa: S608 - see above
-    f"WHERE ({_COUNTED.format('runs')}) AND workflow IS NOT NULL GROUP BY workflow, state"
+SCHEMA: Final = Schema(_STATEMENTS, frozenset({"counts", "count_begun", "count_changed", "runs_held_by_workflow"}))
+HAS_COUNTS: Final = "SELECT count(*) FROM sqlite_master WHERE name = 'counts'"
+COUNTS: Final = "SELECT workflow, status, number FROM counts"
+COUNT_ALL: Final = (
+    f"SELECT workflow, {_COUNTED_AS.format('runs')} AS state, count(*) FROM runs "  # noqa: S608 - see above
+    f"WHERE {_COUNTED.format('runs')} GROUP BY workflow, state"
 )
-_ADDED: Final = {"counts": _COUNT_ALL, "count_begun": "", "count_changed": "", "runs_held_by_workflow": ""}
-SCHEMA: Final = Schema(_STATEMENTS, _ADDED)
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - all parts are constants
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
