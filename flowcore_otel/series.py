@@ -43,6 +43,8 @@ MAX_ERROR_TYPES: Final = 50
 _CACHED: Final = 10_000
 """how many look-ups by the labels as given are cached; with detail="workflow" many lead to the same series"""
 
+_NEVER_CAPPED: Final = {names.OTHER, names.UNKNOWN, *names.REFUSALS}
+"""values of labels that have series whatever the number of others"""
 
 Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
@@ -221,7 +223,7 @@ class Series(ABC):
 
         Returns whether it was replaced.
         """
-        if label not in labels or labels[label] == names.OTHER or labels[label] in names.REFUSALS:
+        if label not in labels or labels[label] in _NEVER_CAPPED:
             return False
         value, seen = tuple(labels[name] for name in counted), self._seen[label]
         if value in seen:

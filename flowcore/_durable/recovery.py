@@ -381,13 +381,14 @@ class Recovery:
         all others as "_unknown"."""
         self._surveyed = self._settings.clock()
         counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
-        counts = {(name, status): 0 for name in (*known, *self._definitions) for status in _WAITING}
+        # Without a 0 for "_unknown", hooks would keep showing the last number after those runs have ended.
+        counts = {(name, status): 0 for name in (*known, *self._definitions, _UNKNOWN) for status in _WAITING}
         unknown: dict[str, int] = {}
         for (name, status), number in counted.items():
             if (name, status) in counts:
                 counts[name, status] += number
             elif status in _WAITING and number:
-                counts[_UNKNOWN, status] = counts.get((_UNKNOWN, status), 0) + number
+                counts[_UNKNOWN, status] += number
                 unknown[name] = unknown.get(name, 0) + number
         for name, number in unknown.items() if self._definitions else ():
             self._warn(

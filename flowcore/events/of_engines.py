@@ -57,7 +57,7 @@ class StoreSurveyed(Event):
 
     counts: Mapping[tuple[str, str], int]
     """(workflow, status) -> the number of runs. The status is held, parked, incomplete, expired or waiting. All of the
-    engine's workflows are in it with all five; "_unknown" stands for other workflows"""
+    engine's workflows are in it with all five, and so is "_unknown", which stands for other workflows"""
     waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     """(workflow, step) -> the number of runs that wait for that step, extrapolated from the newest 1,000 if more runs
     of a workflow wait"""

@@ -105,6 +105,9 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
     p95_before = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range", offset=" offset 1d")
     succeeded = common.since_success(q, q.select(names.LAST_END, outcome=SERVED), by)
     oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)}) >= 0"
+    # Runs of unknown workflows are always counted; their row is for those that there are.
+    unknown = f"max {q.by('workflow')} ({q.select(names.STORE_RUNS, status='held', workflow=names.UNKNOWN)})"
+    held = f"max {q.by('workflow')} ({q.stored('held', by=by)}) unless {unknown} == 0"
     return table(
         at,
         "Workflows, worst first",
@@ -122,7 +125,7 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
             "Retries": (f"round({q.increase(names.STEP_RETRIES, by=by)})", "short"),
             "Oldest": (oldest, "s"),
             "Last success": (succeeded, "s"),
-            "Held": (f"max {q.by('workflow')} ({q.stored('held', by=by)})", "none"),
+            "Held": (held, "none"),
         },
         sort="Served",
         ascending=True,

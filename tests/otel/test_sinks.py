@@ -115,8 +115,10 @@ def test_runs_that_wait_for_an_operator_are_shown_as_last_counted(both: Both) ->
 
 
 def test_past_the_limit_the_counts_of_workflows_are_added_up(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    both.tell(StoreSurveyed, {(f"w{number}", "held"): 1 for number in range(MAX_WORKFLOWS + 3)})
+    counted = {(f"w{number}", "held"): 1 for number in range(MAX_WORKFLOWS + 3)}
+    both.tell(StoreSurveyed, counted | {("_unknown", "held"): 2})
     assert both.value(names.STORE_RUNS, workflow="_other", status="held") == 3
+    assert both.value(names.STORE_RUNS, workflow="_unknown", status="held") == 2
     assert "more than 200 values for the label workflow" in caplog.text
 
 
