@@ -133,7 +133,7 @@ class MeasuringHook:
                 write = self._to(metric, *labels)
                 totals[write] = totals.get(write, 0) + count
             for write, total in totals.items():
-                write(total)
+                write(total, event.is_open)
 
     def _schedule_planned(self, event: SchedulePlanned) -> None:
         of = event.workflow, event.schedule
@@ -141,7 +141,7 @@ class MeasuringHook:
         for reason in names.MISSED_REASONS:  # see _workflow_registered
             self._to(names.SCHEDULE_MISSED, *of, reason)
         if event.due is not None:
-            self._to(names.SCHEDULE_NEXT, *of)(event.due)
+            self._to(names.SCHEDULE_NEXT, *of)(event.due, event.is_open)
 
     def _schedule_fired(self, event: ScheduleFired) -> None:
         self._to(names.SCHEDULE_LATENESS, event.workflow, event.schedule)(event.lateness)
@@ -151,7 +151,7 @@ class MeasuringHook:
 
     def _maintenance_finished(self, event: MaintenanceFinished) -> None:
         if event.kind == "recover" and event.error is None:
-            self._to(names.LAST_RECOVERY)(event.wall)
+            self._to(names.LAST_RECOVERY)(event.wall, event.is_open)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

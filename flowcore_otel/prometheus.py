@@ -6,6 +6,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -18,7 +19,7 @@ from flowcore.events import Event, StepReady, StepSkipped, StepStarted
 from . import names
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import OF_THREADS, POLLED, InFlightRun, Series, WorkflowSeries, Write, one_for_each
+from .series import OF_THREADS, POLLED, REPORTED, InFlightRun, IsOpen, Series, WorkflowSeries, Write, one_for_each
 
 __all__ = ["PrometheusHook"]
 
@@ -37,6 +38,8 @@ class _Settings(NamedTuple):
 
 class _PrometheusSeries(Series):
     """The series of one registry."""
+
+    reported = () if _MULTIPROCESS else REPORTED
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
@@ -67,18 +70,10 @@ class _PrometheusSeries(Series):
             registry = self._registry()
             child = _registered(metric, registry, ())
         write: Write = getattr(child, _WRITES[metric.kind])
-        return write
+        return partial(_set, write) if metric in REPORTED else write
 
     def make_flow(self, label: str) -> WorkflowSeries:
         return _WrittenGauges(label, self._metrics) if _MULTIPROCESS else super().make_flow(label)
-
-    def forked(self) -> None:
-        super().forked()
-        # A child's counters continue from its parent's values; in multiprocess mode prometheus_client resets them to 0.
-        if not _MULTIPROCESS and self._metrics:  # the child has not counted the store's runs
-            for metric in (names.STORE_RUNS, names.STORE_WAITING):
-                self.known[metric].clear()
-                self._metrics[metric].clear()
 
 
 class _PolledGauges(Collector):
@@ -152,6 +147,10 @@ class _WrittenGauges(WorkflowSeries):
         self._lock = threading.Lock()
         self._counted.clear()
         self._oldest.set(math.inf)
+
+
+def _set(write: Write, value: float, _engine: IsOpen) -> None:
+    write(value)  # in multiprocess mode, until the process ends
 
 
 def _unit(metric: Metric) -> str:

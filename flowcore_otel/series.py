@@ -1,7 +1,8 @@
 """Time series for any destination, made at first use, cached and limited in number; and the runs in flight.
 
-Gauges of runs in flight are computed when they are read. Nothing is written while steps start and end, so that these
-gauges cost a run next to nothing, and a forked child starts without the runs of its parent.
+Most gauges are computed when they are read: from the runs in flight, and from what open engines reported last. Nothing
+is written while steps start and end, so that gauges cost a run next to nothing; a forked child starts without the runs
+of its parent, and the values of a closed engine are not shown.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 from . import names
@@ -26,8 +27,11 @@ __all__ = [
     "MAX_WORKFLOWS",
     "OF_THREADS",
     "POLLED",
+    "REPORTED",
     "Engines",
     "InFlightRun",
+    "IsOpen",
+    "Reports",
     "Series",
     "Workers",
     "WorkflowSeries",
@@ -55,10 +59,19 @@ Writes = tuple[Write, Write, Write]
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
 
+IsOpen = Callable[[], bool]
+"""returns whether an engine is open; each engine has one, so that it also identifies the engine"""
+
+REPORTED: Final[tuple[Metric, ...]] = (
+    *(names.STORE_RUNS, names.STORE_WAITING),
+    *(names.SCHEDULE_NEXT, names.LAST_RECOVERY),
+)
+"""the gauges that engines report from time to time; their functions take the value and the engine's IsOpen"""
 OF_THREADS: Final[tuple[Metric, ...]] = (names.WORKERS, names.WORKERS_LIMIT)
 POLLED: Final[tuple[Metric, ...]] = (
     *(names.RUNS_ACTIVE, names.RUNS_QUEUED, names.STEPS_READY, names.OLDEST_START),
     *OF_THREADS,
+    *REPORTED,
 )
 """the gauges whose values are computed when they are read"""
 
@@ -165,11 +178,40 @@ class Engines:
         return {"busy": sum(busy for busy, _ in counts) - abandoned, "abandoned": abandoned}
 
 
+class Reports:
+    """What the open engines reported last about one metric, by labels. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all reports after a fork: they are about the engines of the parent process."""
+        self._lock = threading.Lock()
+        self._values: dict[IsOpen, dict[tuple[str, ...], float]] = {}
+
+    def put(self, labels: tuple[str, ...], value: float, engine: IsOpen) -> None:
+        with self._lock:
+            if engine not in self._values:
+                self._values = {one: values for one, values in self._values.items() if one()}
+            self._values.setdefault(engine, {})[labels] = value
+
+    def read(self) -> list[tuple[tuple[str, ...], float]]:
+        """Return the value for each of the labels: the largest one, if several engines have reported it."""
+        with self._lock:
+            found: dict[tuple[str, ...], float] = {}
+            for engine, values in self._values.items():
+                for labels, value in values.items() if engine() else ():
+                    found[labels] = max(value, found.get(labels, value))
+            return list(found.items())
+
+
 class Series(ABC):
     """All time series of one destination, shared by the hooks that write to it. Thread-safe."""
 
     by_step = True
     """whether each step has series of its own"""
+    reported: Collection[Metric] = REPORTED
+    """those of the REPORTED gauges that are computed when they are read"""
 
     def __init__(self) -> None:
         self.known: dict[Metric, dict[tuple[str, ...], Write]] = {metric: {} for metric in names.METRICS}
@@ -182,6 +224,7 @@ class Series(ABC):
         self._counting: dict[tuple[Write, str], Write] = {}  # the functions for series `_other`, by hook
         self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the workflow's name as given
         self._engines = Engines()
+        self._reports = {metric: Reports() for metric in REPORTED}
         _watch_forks()
         _all.add(self)
 
@@ -207,7 +250,9 @@ class Series(ABC):
             values = tuple(fitting.values())
             known = self.known[metric]
             write = known.get(values)
-            if write is None:
+            if write is None and metric in self.reported:
+                write = known[values] = functools.partial(self._reports[metric].put, values)
+            elif write is None:
                 write = known[values] = self.make(metric, values)
             if not capped and len(known) < max(_CACHED, max_pairs):  # otherwise each look-up calls this method again
                 known[labels] = write
@@ -238,11 +283,14 @@ class Series(ABC):
         return True
 
     def forked(self) -> None:
-        """Drop what is the parent's after a fork: runs in flight, engines, and a lock that its threads may hold."""
+        """Drop what is the parent's after a fork: runs in flight, engines, reports, and a lock that its threads may
+        hold."""
         self._lock = threading.RLock()
         self._engines = Engines()
         for flow in self._flows.values():
             flow.forget()
+        for reports in self._reports.values():
+            reports.forget()
 
     # -- what is in flight ---------------------------------------------------------------------------------------------
 
@@ -276,6 +324,8 @@ class Series(ABC):
             return [((), self._engines.limit())]
         if metric is names.WORKERS:
             return [((state,), number) for state, number in self._engines.threads().items()]
+        if metric in self._reports:
+            return self._reports[metric].read()
         with self._lock:
             flows = {flow.label: flow for flow in self._flows.values()}
         values = {

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._durable.claim import StoreClaims
@@ -107,6 +107,7 @@ class EngineBase:
         self.lease = period(lease, "lease=")
         self.recover_every: float | None = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
+        self._is_open = self._make_is_open()
         self._lock = threading.Lock()
         self._claims = StoreClaims(owner=this_process)
         self._settings = Settings(
@@ -180,6 +181,16 @@ class EngineBase:
         if self._registers and id(workflow) not in self._registered:
             self._register(workflow)
         return RunState(self._settings, request)
+
+    def _make_is_open(self) -> Callable[[], bool]:
+        """A function for events that returns whether this engine is open. It does not keep the engine alive."""
+        reference = weakref.ref(self)
+
+        def is_open() -> bool:
+            engine = reference()
+            return engine is not None and not engine._closed
+
+        return is_open
 
     # -- events that belong to no run ----------------------------------------------------------------------------------
 

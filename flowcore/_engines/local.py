@@ -31,6 +31,7 @@ from .sending import announce, made_here
 
 if TYPE_CHECKING:
     from ..step import Step
+    from .workers import Workers
 
 __all__ = ["LocalEngine"]
 
@@ -40,6 +41,7 @@ T = TypeVar("T")
 class LocalEngine(PeriodicEngine):
     """An engine that runs steps in this process."""
 
+    _pool: Workers
     _live: LiveRuns[Any]
     _recovery: Recovery
     _looking: Any = None
@@ -48,16 +50,27 @@ class LocalEngine(PeriodicEngine):
     """the Schedules of this engine; None until there is one"""
     _looks_again = False
     """whether a look at the store is planned for the time when the present leases would have expired"""
+    _forked = False
+    """whether this process was forked, and the hooks do not know yet that the child uses this engine"""
 
     def _after_fork(self) -> None:
         """In a forked child, start recovery and schedules again: the threads, loops and timers of the parent, and their
         work, belong to the parent."""
         super()._after_fork()
+        self._forked = True
+        self._registered.clear()
         self._looks_again = False
         self._recovery.after_fork()
         for one in (self._looking, self._schedules):
             if one is not None:
                 one.after_fork()
+
+    def _register(self, workflow: Workflow[Any]) -> None:
+        with self._lock:
+            forked, self._forked = self._forked, False
+        if forked:
+            self._emit_started(self._pool)
+        super()._register(workflow)
 
     @abstractmethod
     def _begin_looking(self) -> None:
@@ -140,7 +153,7 @@ class LocalEngine(PeriodicEngine):
                 yield self._reported(context)
                 survey = yield from self._recovery.survey(self._names())
                 if StoreSurveyed in self._settings.hooks.wanted:
-                    event = StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting)
+                    event = StoreSurveyed("", "", self._settings.clock(), {}, *survey, self._is_open)
                     self._emit(event, context)
         except Exception as error:  # noqa: BLE001 - runs that cannot be counted may still be resumed
             log.warning("the runs in the store could not be counted: %s", safe_str(error, 200))

@@ -118,6 +118,7 @@ class PeriodicEngine(EngineBase, ABC):
             with hold_sigint():
                 if MaintenanceFinished in hooks.wanted:
                     wall = self._settings.wall()
-                    hooks.emit(MaintenanceFinished("", "", now, {}, kind, now - began, error, wall), context)
+                    end = MaintenanceFinished("", "", now, {}, kind, now - began, error, wall, self._is_open)
+                    hooks.emit(end, context)
                 if scopes is not None:
                     hooks.exit(scopes, context, event, error)

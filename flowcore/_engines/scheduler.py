@@ -67,7 +67,8 @@ class Scheduled:
     """One schedule of one engine. Use it in one thread or task at a time.
 
     `begin`: see Begin. `call`: see CallValues; when the function has ended, this schedule is to be looked at. `cancel`:
-    cancels the run with a key, if it is in flight in this engine. `emit`: reports to hooks.
+    cancels the run with a key, if it is in flight in this engine. `emit`: reports to hooks. `is_open`: returns whether
+    the engine is open.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Scheduled:
         call: CallValues,
         cancel: Callable[[str], bool],
         emit: Callable[[Event], None],
+        is_open: Callable[[], bool],
     ) -> None:
         self.schedule = schedule
         self.workflow = workflow
@@ -91,6 +93,7 @@ class Scheduled:
         self._call = call
         self._cancel = cancel
         self._emit = emit
+        self._is_open = is_open
         self._window = window_of(settings.store)
         period = self._window.total_seconds()
         self._log = Log(settings.store, schedule, period, settings.lease, settings.new_id) if settings.durable else None
@@ -107,6 +110,7 @@ class Scheduled:
         self._cancelled: str | None = None
         self._blocked_since: datetime | None = None
         self._announced: datetime | None = None
+        self._forked = False  # whether this process was forked since the last report
         self._announce()
 
     # -- when to look --------------------------------------------------------------------------------------------------
@@ -130,16 +134,18 @@ class Scheduled:
         if self._calls_values():
             return False
         renew = self._log is not None and self._retry_at is None and self._log.outdated(self._settings.wall())
-        return renew or self.wait() <= 0
+        return self._forked or renew or self.wait() <= 0
 
     def _calls_values(self) -> bool:
         call = self._queue[0].values if self._queue else None
         return call is not None and not call.done()
 
     def after_fork(self) -> None:
-        """In a forked child, call `values=` again: the thread that was calling it belongs to the parent."""
+        """In a forked child, call `values=` again, because the thread that was calling it belongs to the parent. Report
+        the next fire again, because the hooks have forgotten the parent's."""
         for fire in self._queue:
             fire.values = None
+        self._forked = True
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._settings.wall(), UTC)
@@ -373,10 +379,10 @@ class Scheduled:
     def _announce(self) -> None:
         """Report the next fire that this engine waits for, if it has changed."""
         planned = self.schedule.due(self._queue[0].at) if self._queue else self._next_due(self._position)
-        if planned != self._announced:
-            self._announced = planned
+        if planned != self._announced or self._forked:
+            self._announced, self._forked = planned, False
             at, due = self._settings.clock(), None if planned is None else planned.timestamp()
-            self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due))
+            self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due, self._is_open))
 
     def status(self) -> Generator[StoreCall, Any, ScheduleStatus]:
         """The status of the schedule: its next fires, and its last fire as the store has recorded it."""

@@ -90,6 +90,7 @@ class Schedules(ABC, Generic[E]):
                 call=self._call,
                 cancel=self.cancel,
                 emit=partial(_emit, self._reference),
+                is_open=engine._is_open,
             )
         return schedule
 

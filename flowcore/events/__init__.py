@@ -32,10 +32,10 @@ the hooks' own data, which all events of the run in this process share and which
 | CompensationFinished | after its last attempt | step, order, trigger, outcome, duration, attempts, backoff, error |
 | LeaseLost | another owner has taken the run over | |
 | MaintenanceStarted * | before work of the engine's own, such as a heartbeat, poll or recovery round (no run) | kind |
-| MaintenanceFinished | after that work | kind, duration, error, wall |
+| MaintenanceFinished | after that work | kind, duration, error, wall, is_open |
 | StoreCalled | a verb of the store has returned or failed | store, operation, outcome, duration, error |
-| StoreSurveyed | the engine has counted the unfinished runs in its store (no run) | counts, waiting |
-| SchedulePlanned | the next fire that an engine waits for has changed (no run) | schedule, due |
+| StoreSurveyed | the engine has counted the unfinished runs in its store (no run) | counts, waiting, is_open |
+| SchedulePlanned | the next fire that an engine waits for has changed (no run) | schedule, due, is_open |
 | ScheduleFired | an engine has begun the run of a fire (no run) | schedule, scheduled_at, lateness |
 | ScheduleMissed | fires of a schedule were skipped (no run) | schedule, count, reason, last |
 | HookFailed | a hook raised (emitted to the other hooks) | hook, error |

@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class WorkflowRegistered(Event):
     """An engine uses this workflow for the first time; `run_id` is empty."""
@@ -49,6 +53,8 @@ class MaintenanceFinished(Event):
     error: BaseException | None
     wall: float = 0.0
     """seconds since the epoch at the moment `at`"""
+    is_open: Callable[[], bool] = _always
+    """returns whether the engine exists and is not closed; each engine has one such function"""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +67,8 @@ class StoreSurveyed(Event):
     waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     """(workflow, step) -> the number of runs that wait for that step, extrapolated from the newest 1,000 if more runs
     of a workflow wait"""
+    is_open: Callable[[], bool] = _always
+    """as for MaintenanceFinished: once it returns False, the engine counts no more"""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +79,8 @@ class SchedulePlanned(Event):
     """the schedule's name"""
     due: float | None
     """when that fire is to begin, jitter included, in seconds since the epoch; None if there is none"""
+    is_open: Callable[[], bool] = _always
+    """as for MaintenanceFinished: once it returns False, the engine waits for no fire"""
 
 
 @dataclass(slots=True, eq=False)

@@ -175,5 +175,5 @@ def test_past_a_thousand_waiting_runs_the_steps_are_estimated_from_the_newest(
         for number in range(10):
             engine.run(wf, idempotency_key=str(number), until="waiting")
         engine.recover()
-    labels = {"workflow": "order", "step": "approved"}
-    assert registry.get_sample_value("flowcore_store_runs_waiting", labels) == 10
+        labels = {"workflow": "order", "step": "approved"}
+        assert registry.get_sample_value("flowcore_store_runs_waiting", labels) == 10

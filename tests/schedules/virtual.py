@@ -101,6 +101,7 @@ class Clockwork:
             call=called,
             cancel=self.cancel,
             emit=self.events.append,
+            is_open=lambda: True,
         )
         world.engines.append(self)
 
