@@ -317,7 +317,8 @@ STORE_RUNS: Final = Metric(
     "gauge",
     "{run}",
     ("workflow", "status"),
-    "Runs in the store that nothing drives, when last counted: held, parked, incomplete, expired or waiting.",
+    "Runs in the store that nothing drives, when last counted: held, parked, incomplete, expired or waiting; overdue: "
+    "waiting or queued, and due for five minutes.",
     "livemostrecent",
 )
 STORE_WAITING: Final = Metric(

@@ -57,8 +57,13 @@ _GRAPHS: Final = 256
 """for how many recorded step graphs an engine remembers which definition fits"""
 _SAMPLED: Final = 1_000
 """how many waiting runs of a workflow a survey reads"""
-_WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting")
-"""the states that a survey counts: runs that wait for an operator, a caller, recovery or a value"""
+_WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting", "overdue")
+"""the states that a survey counts: runs that wait for an operator, a caller, recovery or a value; overdue ones wait for
+recovery although a value or the time for which they waited has come, or they are queued and have lost their owner"""
+_OVERDUE: Final = 300.0
+"""seconds after which such runs count as overdue, or twice the interval between rounds of recovery if that is longer"""
+_DUE: Final = frozenset({Status.WAITING, Status.QUEUED})
+"""the statuses of runs that may be overdue"""
 _UNKNOWN: Final = "_unknown"
 """the name under which a survey counts the runs of workflows that the engine does not have"""
 _log = logging.getLogger("flowcore")
@@ -122,6 +127,7 @@ class Recovery:
         # (lock) By id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed
         self._put_off_until: dict[str, tuple[float, int]] = {}
         self._surveyed: float | None = None  # when the latest survey began (monotonic)
+        self._due: dict[str, float] = {}  # when surveys first found a run to be due (monotonic), by run id
         self._seen: dict[tuple[str, str], None] = {}  # pairs of workflow and step that runs have waited for
         self._looked: float | None = None  # when the latest round began (monotonic)
 
@@ -376,9 +382,9 @@ class Recovery:
         """Whether the next survey is due."""
         return self._surveyed is None or self._settings.clock() - self._surveyed >= SURVEY_EVERY
 
-    def survey(self, known: Iterable[str]) -> Generator[StoreCall, Any, Survey]:
+    def survey(self, known: Iterable[str], every: float | None) -> Generator[StoreCall, Any, Survey]:
         """Count the unfinished runs in the store, for the workflows `known` and those of this engine by name, and for
-        all others as "_unknown"."""
+        all others as "_unknown". `every`: the seconds between two rounds of recovery."""
         self._surveyed = self._settings.clock()
         counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
         # Without a 0 for "_unknown", hooks would keep showing the last number after those runs have ended.
@@ -396,8 +402,22 @@ class Recovery:
                 f"The store has {number} unfinished run{'' if number == 1 else 's'} of workflow {safe_repr(name)}, "
                 "which is not among this engine's workflows=. This engine does not recover such runs.",
             )
-        by_step = StoreSurveyed in self._settings.hooks.wanted
-        return Survey(counts, (yield from self._awaited(counts)) if by_step else {})
+        if StoreSurveyed not in self._settings.hooks.wanted:
+            return Survey(counts, {})
+        for name in (yield from self._overdue(counted, max(_OVERDUE, 2 * (every or 0)))):
+            counts[name if (name, "overdue") in counts else _UNKNOWN, "overdue"] += 1
+        return Survey(counts, (yield from self._awaited(counts)))
+
+    def _overdue(self, counted: Mapping[tuple[str, str], int], after: float) -> Generator[StoreCall, Any, list[str]]:
+        """Return the workflows of the runs that have been due for `after` seconds, one for each run, of up to 1,000 runs.
+        The time counts from the survey that first found a run to be due, because the store may have another clock."""
+        names = {name for (name, status), number in counted.items() if status in _DUE and number}
+        listed = partial(self._settings.store.list_resumable, sorted(names), limit=_SAMPLED)
+        page: Iterable[RunRecord] = (yield listed) if names else ()
+        now, live = self._settings.clock(), {run.known_id for run in self._live()}
+        due = [record for record in page if record.status in _DUE and record.run_id not in live]
+        self._due = {record.run_id: self._due.get(record.run_id, now) for record in due}
+        return [record.workflow for record in due if now - self._due[record.run_id] >= after]
 
     def _awaited(self, counts: Mapping[tuple[str, str], int]) -> Generator[StoreCall, Any, dict[tuple[str, str], int]]:
         """Return how many runs wait, by workflow and step. The numbers are estimated from the newest runs if there are

@@ -151,7 +151,7 @@ class LocalEngine(PeriodicEngine):
                 if not self._surveys:
                     return
                 yield self._reported(context)
-                survey = yield from self._recovery.survey(self._names())
+                survey = yield from self._recovery.survey(self._names(), self.recover_every)
                 if StoreSurveyed in self._settings.hooks.wanted:
                     event = StoreSurveyed("", "", self._settings.clock(), {}, *survey, self._is_open)
                     self._emit(event, context)

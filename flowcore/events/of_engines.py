@@ -62,8 +62,8 @@ class StoreSurveyed(Event):
     """The engine has counted the unfinished runs that need an owner or an operator, or that wait. Belongs to no run."""
 
     counts: Mapping[tuple[str, str], int]
-    """(workflow, status) -> the number of runs. The status is held, parked, incomplete, expired or waiting. All of the
-    engine's workflows are in it with all five, and so is "_unknown", which stands for other workflows"""
+    """(workflow, status) -> the number of runs. The status is held, parked, incomplete, expired, waiting or overdue. All of
+    the engine's workflows are in it with all six, and so is "_unknown", which stands for other workflows"""
     waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     """(workflow, step) -> the number of runs that wait for that step, extrapolated from the newest 1,000 if more runs
     of a workflow wait"""

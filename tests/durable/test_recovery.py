@@ -44,11 +44,11 @@ def fingerprint(wf: Workflow) -> str:
     return hashlib.sha256(f"{wf.name}\0{canonical({})}".encode()).hexdigest()
 
 
-def crashed(store: Any, wf: Workflow, key: str, times: int = 1) -> None:
+def crashed(store: Any, wf: Workflow, key: str, times: int = 1, *, queued: bool = False) -> None:
     """A run whose owners died so often in its first step; their leases are over."""
     for number in range(times):
         claim = Claim(key, f"{key}{number}".rjust(32, "0"), wf.name, fingerprint(wf), wf.freeze().graph, {}, lease=0.0)
-        claim.begins, claim.owner = ("a",), Owner("worker-7", 4711)
+        claim.begins, claim.owner, claim.queued = () if queued else ("a",), Owner("worker-7", 4711), queued
         assert isinstance(store.claim(claim), Claimed)
 
 
