@@ -101,6 +101,8 @@ class Process:
             self.observe(names.STORE_DURATION, 0, 0.001, store=self.store, operation="checkpoint", outcome=outcome)
         for flow in self.flows:
             self._register(flow)
+        for status in ("held", "expired") if self.flows else ():
+            self.set(names.STORE_RUNS, 0, workflow=names.UNKNOWN, status=status)
 
     def _register(self, flow: Flow) -> None:
         self.set(names.WORKFLOW_INFO, 1, workflow=flow.name, steps=str(len(flow.steps)))
@@ -205,7 +207,7 @@ class Process:
             self.observe(names.QUEUE_DURATION, count, 0.0009, workflow=flow.name)
         self.set(names.STEPS_READY, round(in_flight / 12), workflow=flow.name)
         self.set(names.OLDEST_START, at - min(2 * whole, 50) if count else math.inf, workflow=flow.name)
-        for status in ("held", "parked", "incomplete", "expired"):
+        for status in ("held", "parked", "incomplete", "expired", "overdue"):
             self.set(names.STORE_RUNS, self.held(at, flow).get(status, 0), workflow=flow.name, status=status)
         return in_flight
 

@@ -247,6 +247,49 @@ def _hidden(job: str, end: int, samples: Samples) -> int:
     return began
 
 
+def _out_of_memory(job: str, end: int, samples: Samples) -> int:
+    """One of two processes is killed every ten minutes; two of its runs are taken over each time."""
+    began = end - 6 * HOUR
+    flow = replace(REFUND, rate=2, failed=0.0)
+    _live([Process(job, "well", (flow,), samples)], end - 7 * HOUR, end)
+    for start in range(end - 7 * HOUR, end, 10 * MINUTE):
+        process = Process(job, "killed", (flow,), samples)
+        process.scrape(start, up=start < began)
+        process.minute(start + MINUTE)
+        if start > began:
+            process.add(names.RUN_RECOVERIES, 2, workflow=flow.name, decision="forward")
+        _live([process], start + 2 * MINUTE, start + 10 * MINUTE)
+    return began
+
+
+def _one_batch(job: str, end: int, samples: Samples) -> int:
+    """Ten thousand runs in ten minutes, six days ago; the process stays for an hour, and no other run follows."""
+    began = end - 6 * DAY
+    flow = Flow("backfill", 0, (Step("convert", 0.2),))
+
+    def forecast(at: int, _: Flow) -> Weather:
+        return Weather(exactly=1000 if at < began + 10 * MINUTE else 0)
+
+    _live([Process(job, "a", (flow,), samples, forecast=forecast)], began, began + HOUR)
+    return began
+
+
+def _renamed(job: str, end: int, samples: Samples) -> int:
+    """A run is held; an hour later a new version names its workflow anew; two hours after that the run is released."""
+    began = end - 8 * HOUR
+    deploy, released = began + HOUR, began + 3 * HOUR
+    old = Process(
+        job, "a", (replace(REFUND, rate=1, failed=0.0),), samples, held=lambda at, _: {"held": int(at >= began)}
+    )
+    _live([old], end - 9 * HOUR, deploy)
+    new = Process(job, "a", (replace(REFUND, name="refunds", rate=1, failed=0.0),), samples, version="1.5.0")
+    new.scrape(deploy, up=False)
+    for number, until in ((1, released), (0, end)):
+        new.set(names.STORE_RUNS, number, workflow=names.UNKNOWN, status="held")
+        _live([new], deploy + MINUTE if number else released, until)
+    return began
+
+
 STORIES: Final = (
     Story("quiet-shop", "few customers, none at night", _quiet_shop),
     Story(
@@ -284,6 +327,22 @@ STORIES: Final = (
         "a run kills its processes until it is held",
         _crash_loop,
         (Expected("FlowcoreRunsHeld", "ticket", "checkout", 0, 2),),
+    ),
+    Story(
+        "out-of-memory",
+        "one of two processes is killed every ten minutes",
+        _out_of_memory,
+        (Expected("FlowcoreTakeoverSurge", "ticket", "refund", 120, 200),),
+    ),
+    Story("one-batch", "ten thousand runs, and then no more", _one_batch, days=8),
+    Story(
+        "renamed",
+        "a new version names a workflow anew while one of its runs is held",
+        _renamed,
+        (
+            Expected("FlowcoreRunsHeld", "ticket", "refund", 0, 2),
+            Expected("FlowcoreRunsHeld", "ticket", "_unknown", 60, 63),
+        ),
     ),
     Story("one-of-fifty", "one of fifty processes is down", _one_of_fifty),
     Story("failover", "the store is away for forty seconds", _failover),

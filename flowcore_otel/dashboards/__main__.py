@@ -6,6 +6,7 @@ python -m flowcore_otel.dashboards --format files --runbook https://wiki.example
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,41 @@ __all__ = ["main"]
 _DEFAULTS = Options()
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("name a folder; '.' is the present one.")
+    return Path(text)
+
+
+def _address(text: str) -> str:
+    # An alert's address continues with `#` and its name, and Prometheus takes two braces for a template.
+    if re.search(r"[\s#{}\"]", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has spaces, quotes, braces or '#', which an address cannot have here."
+        )
+    return text
+
+
+def _page(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("name the address of a page.")
+    return _address(text)
+
+
+def _job(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("name a job of Prometheus, as in its label job.")
+    return text
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the name of a namespace: use at most 63 of a-z, 0-9 and '-', with '-' neither first nor last."
+        )
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files. Returns the exit code: 1 if `--check` finds a file that would change, else 0."""
     parser = argparse.ArgumentParser(
@@ -25,30 +61,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Writes dashboards for Grafana, rules for Prometheus, and a runbook.",
     )
     parser.add_argument("--format", choices=FORMATS, default="files", help="kubernetes: ConfigMaps and PrometheusRules")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=_folder, required=True, help="folder to write to")
     parser.add_argument(
-        "--source", choices=(PROMETHEUS.name, OTLP.name), default=PROMETHEUS.name, help="how metrics reach Prometheus"
+        "--source",
+        choices=(PROMETHEUS.name, OTLP.name),
+        help=f"how metrics reach Prometheus (default: {PROMETHEUS.name}; {OTLP.name} for native histograms)",
     )
     parser.add_argument(
         "--histograms", choices=("classic", "native"), default="classic", help="native: exponential ones, sent by OTLP"
     )
-    parser.add_argument("--runbook", default=_DEFAULTS.runbook, help="address of the runbook that alerts link to")
-    parser.add_argument("--grafana", default=_DEFAULTS.grafana, help="address of Grafana that alerts link to")
+    parser.add_argument(
+        "--runbook", type=_page, default=_DEFAULTS.runbook, help="address of the runbook that alerts link to"
+    )
+    parser.add_argument(
+        "--grafana", type=_address, default=_DEFAULTS.grafana, help="address of Grafana that alerts link to"
+    )
     parser.add_argument(
         "--traces", choices=("tempo", "jaeger", "none"), default=_DEFAULTS.traces, help="where traces are"
     )
     parser.add_argument(
-        "--service", action="append", default=[], metavar="JOB", help="a job that must always have a process"
+        "--service", action="append", default=[], type=_job, metavar="JOB", help="a job that must always have a process"
     )
-    parser.add_argument("--namespace", default=_DEFAULTS.namespace, help="for kubernetes")
+    parser.add_argument("--namespace", type=_namespace, default=_DEFAULTS.namespace, help="for kubernetes")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
     chosen = parser.parse_args(arguments)
+    native = chosen.histograms == "native"
+    if native and chosen.source == PROMETHEUS.name:
+        parser.error("--histograms native needs --source otlp: PrometheusHook has classic histograms only.")
     options = Options(
-        source=SOURCES["native" if chosen.histograms == "native" else chosen.source],
+        source=SOURCES["native" if native else chosen.source or PROMETHEUS.name],
         runbook=chosen.runbook,
         grafana=chosen.grafana.rstrip("/"),
         traces=chosen.traces,
-        services=tuple(chosen.service),
+        services=tuple(dict.fromkeys(chosen.service)),
         namespace=chosen.namespace,
     )
     try:
@@ -66,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _stale(folder: Path, contents: Mapping[str, str], *, write: bool) -> list[str]:
     """Return the files of the folder that are missing or differ, after writing them if `write`."""
     stale: list[str] = []
-    for name, content in contents.items():
-        path = folder / name
-        if path.exists() and path.read_text(encoding="utf-8") == content:
+    for name, text in contents.items():
+        path, content = folder / name, text.encode()
+        if path.exists() and path.read_bytes() == content:
             continue
         stale.append(name)
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            path.write_bytes(content)
     return stale
 
 

@@ -9,12 +9,20 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
 
+from flowcore_otel import names
+
 from .fields import DATASOURCE, Json, Panel
 from .queries import Source
 
 __all__ = ["Section", "dashboard", "to_runbook", "to_traces", "to_workflow"]
 
 TAG: Final = "flowcore"
+_LENGTHS: Final[dict[float, str]] = {
+    names.BUCKETS[-1]: "an hour",
+    names.STORE_BUCKETS[-1]: "10 s",
+    names.WAIT_BUCKETS[-1]: "a week",
+}
+"""the highest buckets in words"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ def dashboard(
         top += 1
         for panel in section.panels:
             x, y, w, h = panel.at
-            drawn.append({**panel.content, "gridPos": {"x": x, "y": top + y, "w": w, "h": h}})
+            described = {"description": panel.content["description"] + _of_quantiles(q, panel.content)}
+            drawn.append({**panel.content, **described, "gridPos": {"x": x, "y": top + y, "w": w, "h": h}})
         top += max(panel.at[1] + panel.at[3] for panel in section.panels)
     return {
         "id": None,
@@ -121,6 +130,17 @@ def dashboard(
         "annotations": {"list": [_annotation(name, *about) for name, about in annotations.items()]},
         "panels": [{"id": number, **panel} for number, panel in enumerate(drawn, start=1)],
     }
+
+
+def _of_quantiles(q: Source, panel: Json) -> str:
+    """Return the sentence that says where the quantiles of a panel end, or nothing if they do not, or there are none."""
+    exprs = [one["expr"] for one in panel.get("targets", ()) if "histogram_quantile(" in one.get("expr", "")]
+    shown = [metric for metric in names.METRICS if any(f"{metric.prometheus}_bucket{{" in expr for expr in exprs)]
+    if q.native or not shown:
+        return ""
+    highest = max(bound for metric in shown for bound in metric.buckets)
+    unless = ", unless buckets= is set" if shown[0].buckets == names.BUCKETS else ""
+    return f" Quantiles end at the highest bucket ({_LENGTHS[highest]}{unless}): what takes longer is shown as that."
 
 
 def _to_the_others() -> Json:

@@ -56,4 +56,4 @@ OF_HITS: Final = {
 }
 OF_UNDOS: Final = {"success": UNDONE, "failure": HELD, "timeout": FAILED}
 OF_DECISIONS: Final = {"forward": SUCCESS, "undo": UNDONE, "hold": HELD}
-OF_STATUSES: Final = {"held": HELD, "parked": _YELLOW, "incomplete": WAITING, "expired": FAILED}
+OF_STATUSES: Final = {"held": HELD, "parked": _YELLOW, "incomplete": WAITING, "expired": FAILED, "overdue": NEUTRAL}

@@ -105,9 +105,9 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
     p95_before = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range", offset=" offset 1d")
     succeeded = common.since_success(q, q.select(names.LAST_END, outcome=SERVED), by)
     oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)}) >= 0"
-    # Runs of unknown workflows are always counted; their row is for those that there are.
-    unknown = f"max {q.by('workflow')} ({q.select(names.STORE_RUNS, status='held', workflow=names.UNKNOWN)})"
-    held = f"max {q.by('workflow')} ({q.stored('held', by=by)}) unless {unknown} == 0"
+    # Unknown workflows, which are always counted, only have a row if runs of theirs are held.
+    counted = f"max {q.by('workflow')} ({q.stored('held', by=by)})"
+    held = f"{counted} > 0 or {counted} and on ({q.label('workflow')}) {q.select(names.WORKFLOW_INFO)}"
     return table(
         at,
         "Workflows, worst first",
@@ -149,8 +149,8 @@ def _waiting(q: Source) -> Section:
             table(
                 (0, 0, 12, 7),
                 "Runs that wait",
-                "As counted in the store. Held ones wait for a person, expired ones for a process that recovers; incomplete and "
-                "parked ones continue with the next call for their key, or with recovery.",
+                "As counted in the store. Held ones wait for a person, expired and overdue ones for a process that recovers; "
+                "incomplete and parked ones continue with the next call for their key, or with recovery.",
                 {q.label("workflow"): "Workflow", q.label("status"): "Status"},
                 {
                     "Runs": (
@@ -160,7 +160,7 @@ def _waiting(q: Source) -> Section:
                 },
                 sort="Runs",
                 coloured={"Status": colours.OF_STATUSES},
-                empty="Nothing is held, parked, incomplete or expired.",
+                empty="Nothing is held, parked, incomplete, expired or overdue.",
             ),
             text((12, 0, 12, 7), "What to type", "The runbook has a section for each alert.", WHAT_TO_TYPE),
         ],

@@ -13,9 +13,15 @@ __all__ = ["of_store", "of_telemetry", "of_workers"]
 
 def of_workers(q: Source) -> list[Alert]:
     """Return the alerts about threads: stuck, or idle although steps are ready."""
-    busy, abandoned = (q.select(names.WORKERS, state=state) for state in ("busy", "abandoned"))
-    limit = q.select(names.WORKERS_LIMIT)
-    per_process = "on (job, instance)"
+    # The maximum, because processes of two clusters may have one job and instance; they differ in a label of the cluster then.
+    busy, abandoned, limit = (
+        f"max by (job, instance) ({workers})"
+        for workers in (
+            q.select(names.WORKERS, state="busy"),
+            q.select(names.WORKERS, state="abandoned"),
+            q.select(names.WORKERS_LIMIT),
+        )
+    )
     of_process = q.by("job", "instance", "workflow")
     ready = f"sum {of_process} ({q.select(names.STEPS_READY)})"
     queued = f"sum {of_process} ({q.select(names.RUNS_QUEUED)})"
@@ -27,7 +33,7 @@ def of_workers(q: Source) -> list[Alert]:
     return [
         Alert(
             "FlowcoreWorkersAbandoned",
-            f"count by (job) ({abandoned} > 0 and {per_process} {abandoned} >= {per_process} {limit} / 2) > 0",
+            f"count by (job) ({abandoned} > 0 and {abandoned} >= {limit} / 2) > 0",
             "5m",
             "ticket",
             f"Half of the workers of {job} are stuck",
@@ -38,7 +44,7 @@ def of_workers(q: Source) -> list[Alert]:
         Alert(
             "FlowcoreStepsNotStarting",
             f"count {q.by('job', 'workflow')} (({ready} > 0 or {queued} > 0)\nunless ({started} > 0 or {begun} > 0)\n"
-            f"and {per_process} ({busy} < {per_process} {limit})) > 0",
+            f"and on (job, instance) ({busy} < {limit})) > 0",
             "5m",
             "page",
             f"{OF} has steps that are ready, or runs that are queued, and do not start",

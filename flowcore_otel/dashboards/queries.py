@@ -11,8 +11,8 @@ from flowcore_otel.names import Metric
 
 __all__ = [
     "BAD",
+    "LEFT",
     "NATIVE",
-    "NEEDS_A_PERSON",
     "OF_THE_TARGET",
     "OTLP",
     "PROMETHEUS",
@@ -32,10 +32,10 @@ UNDONE: Final = "compensated"
 SERVED: Final = "success"
 """the outcome of successful runs"""
 
-NEEDS_A_PERSON: Final = "held|parked|expired"
-"""statuses of runs in a store that need a person"""
+LEFT: Final = "held|expired|overdue"
+"""statuses of runs in a store that stay there until a person or a process does something about them"""
 
-WAITING: Final = "held|parked|incomplete|expired"
+WAITING: Final = "held|parked|incomplete|expired|overdue"
 """statuses of runs in a store that no process works on"""
 
 OF_THE_TARGET: Final = ("up", "scrape_samples_scraped", "scrape_duration_seconds")

@@ -13,13 +13,14 @@ from typing import Final
 
 from flowcore_otel import names
 
-from .queries import BAD, UNDONE, Source
+from .queries import BAD, LEFT, UNDONE, Source
 
 __all__ = [
     "COUNTED",
     "FAILING",
     "FAILING_AGAIN",
     "FAILING_SINCE",
+    "FIRST_SUCCESS",
     "LAST_SUCCESS",
     "LONG",
     "OURS",
@@ -50,6 +51,8 @@ _FORGOTTEN: Final = 100 * 86400
 
 LAST_SUCCESS: Final = "job_workflow:flowcore_last_success:timestamp"
 """when a run last succeeded, even if its process has ended since"""
+FIRST_SUCCESS: Final = "job_workflow:flowcore_first_success:timestamp"
+"""when a run first succeeded, as far as that is remembered"""
 LAST_FAILURE: Final = "job_workflow:flowcore_last_failure:timestamp"
 """when a run last ended without success, even if its process has ended since"""
 FAILING: Final = "job_workflow:flowcore_failing:timestamp"
@@ -65,8 +68,9 @@ PAUSE: Final = "job_workflow:flowcore_success_pause:seconds"
 USUALLY_UNDONE: Final = "job_workflow:flowcore_runs_undone:ratio_rate1d"
 USUAL_P95: Final = "job_workflow:flowcore_run_duration:p95_1d"
 USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"
+"""the p99, or the mean if that is longer"""
 COUNTED: Final = "job_workflow_status:flowcore_store_runs:last"
-"""held and expired runs when the store was last counted, even if the processes that counted it are gone"""
+"""held, expired and overdue runs when the store was last counted, even if the processes that counted it are gone"""
 RECOVERING: Final = "job:flowcore_recovery_rounds:changes1h"
 """the jobs that have recovered runs every five minutes or more often, even if they have stopped; a single round when an
 engine starts does not count"""
@@ -119,6 +123,10 @@ def _ends(q: Source) -> list[Rule]:
 
     return [
         last(LAST_SUCCESS, "success"),
+        {
+            "record": FIRST_SUCCESS,
+            "expr": f"(min_over_time({FIRST_SUCCESS}[{_AGO}]) or {LAST_SUCCESS})\nand {LAST_SUCCESS}",
+        },
         last(LAST_FAILURE, "!=success"),
         {"record": FAILING, "expr": f"{LAST_FAILURE} > ({LAST_SUCCESS} or {LAST_FAILURE} * 0)"},
         first(FAILING_SINCE, f"({LAST_SUCCESS} or {FAILING} * 0)"),
@@ -133,7 +141,7 @@ def _ends(q: Source) -> list[Rule]:
 
 def _known(q: Source) -> list[Rule]:
     """Return the rules that remember what there was, for the alerts that report its absence."""
-    waiting = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status='held|expired')})"
+    waiting = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status=LEFT)})"
     rounds = q.select(names.LAST_RECOVERY)
     regular = f"max by (job) (changes({rounds}[1h])) >= 12"
     before = f"(last_over_time({RECOVERING}[{_AGO}]) and on (job) count by (job) ({rounds}))"
@@ -151,8 +159,14 @@ def _known(q: Source) -> list[Rule]:
 def _usual(q: Source) -> list[Rule]:
     by, every = q.by("job", "workflow"), q.select(names.RUNS)
     undone = q.select(names.RUNS, outcome=UNDONE)
+    p99 = q.quantile(0.99, names.RUN_DURATION, by=("job", "workflow"), over="7d")
+    total, number = (
+        q.increase(names.RUN_DURATION, part, window="7d", by=("job", "workflow")) for part in ("sum", "count")
+    )
+    # No quantile is above the highest bucket, an hour. The mean is, if the runs of a workflow take longer.
+    usual_p99 = f"{total} / {number} > {p99}\nor\n{p99}"
     return [
         {"record": USUALLY_UNDONE, "expr": f"sum {by} (rate({undone}[1d]))\n/\n(sum {by} (rate({every}[1d])) > 0)"},
         {"record": USUAL_P95, "expr": q.quantile(0.95, names.RUN_DURATION, by=("job", "workflow"), over="1d")},
-        {"record": USUAL_P99, "expr": q.quantile(0.99, names.RUN_DURATION, by=("job", "workflow"), over="7d")},
+        {"record": USUAL_P99, "expr": usual_p99},
     ]

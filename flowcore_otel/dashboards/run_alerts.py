@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from flowcore_otel import names
 
 from .alert import AGE_LIMIT, ENOUGH, OBJECTIVE_OF_LATENCY, OF, SUCCESS_LIMIT, Alert
-from .queries import SERVED, UNDONE, Source, new_or_more
+from .queries import LEFT, SERVED, UNDONE, Source, new_or_more
 from .recording import (
     COUNTED,
     FAILING,
     FAILING_AGAIN,
     FAILING_SINCE,
+    FIRST_SUCCESS,
     LAST_SUCCESS,
     PAUSE,
     USUAL_P95,
@@ -24,6 +27,7 @@ __all__ = ["of_runs", "of_schedules"]
 _HALF_A_DAY = 11 * 3600
 """seconds between two failures in a row that are enough for an alert; an hour less than half a day, because jobs are seldom on
 time to the second"""
+_ALMOST_A_DAY: Final = 23 * 3600
 _FAILS_EACH_TIME = f"({FAILING} > {FAILING_AGAIN} or {FAILING} - {FAILING_SINCE} > {_HALF_A_DAY})"
 
 
@@ -41,10 +45,15 @@ def of_runs(q: Source) -> list[Alert]:
     attempts = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"))
     failed = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"), outcome="!=success")
     retries = q.increase(names.STEP_RETRIES, window="10m", by=(*by, "step"))
+    taken_over = q.increase(names.RUN_RECOVERIES, window="15m", by=by)
+    offsets = ("", " offset 1h", " offset 2h")
+    hourly = [q.increase(names.RUN_RECOVERIES, window="1h", offset=offset, by=by) for offset in offsets]
     step = f"{{{{ $labels.{q.label('step')} }}}}"
     p95 = q.quantile(0.95, names.RUN_DURATION, by=by, over="30m")
     in_half_an_hour = q.increase(names.RUNS, window="30m", by=by)
-    counted = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status='held|expired')})"
+    counted = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status=LEFT)})"
+    # A process that does not know the workflow, because it was renamed or removed, counts its runs as unknown.
+    unknown = q.select(names.STORE_RUNS, status=LEFT, workflow=names.UNKNOWN)
     return [
         *_limits(q, age),
         Alert(
@@ -77,11 +86,22 @@ def of_runs(q: Source) -> list[Alert]:
             "store",
         ),
         Alert(
-            "FlowcoreSurveyMissing",
-            f"{COUNTED} > 0\nunless {counted}",
+            "FlowcoreRunsExpired",
+            f"{q.stored('overdue', by=('workflow',))} > 0",
             "10m",
             "ticket",
-            f"{OF} had runs that were held or expired, and no process counts them now",
+            f"{OF} has runs that are due and that no process resumes",
+            f"{OF}: runs that wait or are queued, and have been due for more than five minutes: {{{{ $value }}}}. Is a process "
+            "with recover_every= running, does it know the workflow, and does it keep up?",
+            "store",
+            {"status": "overdue"},
+        ),
+        Alert(
+            "FlowcoreSurveyMissing",
+            f"{COUNTED} > 0\nunless {counted}\nunless on (job, {q.label('status')}) {unknown}",
+            "10m",
+            "ticket",
+            f"{OF} had runs that were held, expired or overdue, and no process counts them now",
             f"{OF}: {{{{ $value }}}} runs were {{{{ $labels.{q.label('status')} }}}} when the store was last counted. The processes "
             "that counted them are gone.",
             "store",
@@ -151,11 +171,12 @@ def of_runs(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreTakeoverSurge",
-            f"{q.increase(names.RUN_RECOVERIES, window='15m', by=by)} > 10",
+            f"{taken_over} > 10\nor\n({' and '.join(f'{each} > 3' for each in hourly)})",
             "",
             "ticket",
             f"{OF} is taken over from dying processes",
-            f"{OF}: {{{{ $value | humanize }}}} runs were taken over in the last 15 minutes.",
+            f"{OF}: {{{{ $value | humanize }}}} runs were taken over in a quarter of an hour or, for the third hour in a row, in an "
+            "hour.",
             "store",
         ),
         Alert(
@@ -181,8 +202,9 @@ def _limits(q: Source, age: str) -> list[Alert]:
 
     since = f"time() - {LAST_SUCCESS}"
     usual = f"clamp_min(3 * {PAUSE}, 3600)"
-    # A workflow that has been known for less than two days has no usual pause yet.
-    known = f"last_over_time({LAST_SUCCESS}[1d] offset 2d)"
+    # A workflow that has been known for less than two days has no usual pause yet, nor has one that has only succeeded on one
+    # day, such as a batch that was run once.
+    known = f"last_over_time({LAST_SUCCESS}[1d] offset 2d) and {LAST_SUCCESS} - {FIRST_SUCCESS} > {_ALMOST_A_DAY}"
     return [
         Alert(
             "FlowcoreRunTooOld",

@@ -116,8 +116,8 @@ def _surviving(q: Source) -> Section:
             lines(
                 (0, 7, 10, 7),
                 "Runs that wait",
-                "As counted in the store. Held ones need a person; expired ones a process that recovers. The workflow _unknown "
-                "stands for those that no engine lists.",
+                "As counted in the store. Held ones need a person; expired and overdue ones a process that recovers. The "
+                "workflow _unknown stands for those that no engine lists.",
                 target(f"sum {q.by('status')} ({q.stored(WAITING)})", q.legend("{{status}}")),
                 unit="none",
                 coloured=colours.OF_STATUSES,

@@ -302,4 +302,4 @@ def test_the_runbook_types_commands_of_the_command_line() -> None:
         commands = {command.name for command in (*reading.COMMANDS, *deciding.COMMANDS, top.top)}
         assert commands >= COMMANDS
     statuses = set(re.findall(r"--status (\w+)", RUNBOOK))
-    assert statuses <= {*names.RUN_OUTCOMES, "running", "held", "expired"}
+    assert statuses <= {*names.RUN_OUTCOMES, "queued", "running", "waiting", "held", "expired"}

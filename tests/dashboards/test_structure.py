@@ -15,7 +15,7 @@ from drawing.looks import BACKGROUND
 from flowcore_otel import names
 from flowcore_otel.dashboards import colours, dashboards, files
 from flowcore_otel.dashboards.__main__ import main
-from flowcore_otel.dashboards.queries import OF_THE_TARGET, OTLP, PROMETHEUS
+from flowcore_otel.dashboards.queries import NATIVE, OF_THE_TARGET, OTLP, PROMETHEUS, Source
 
 from .conftest import BOARDS, DASHBOARDS, board
 from .grafana_types import faults
@@ -137,6 +137,53 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(
     said = capsys.readouterr().err
     assert said.startswith(f"--out {tmp_path / wrong} cannot be used: ")
     assert said.endswith("Name a folder that you may write.\n")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--runbook="],
+        ["--runbook=https://wiki.test/flowcore#top"],
+        ["--runbook=https://wiki.test/{{ .Page }}"],
+        ["--grafana=  "],
+        ["--service="],
+        ["--namespace=My space"],
+        ["--namespace="],
+        ["--out="],
+        ["--source=prometheus", "--histograms=native"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_of_which_no_valid_rule_or_link_could_be_made_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([f"--out={tmp_path}", *wrong])
+    assert exit_.value.code == 2
+    assert wrong[-1].partition("=")[0] in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_service_that_is_named_twice_is_declared_once_and_a_file_of_any_bytes_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_bytes(b"\xff")
+    assert main([f"--out={tmp_path}", "--service=shop", "--service=shop"]) == 0
+    assert (tmp_path / "rules" / "recording.yml").read_text("utf-8").count('job: "shop"') == 1
+    assert json.loads((tmp_path / "store.json").read_text("utf-8"))["uid"] == "flowcore-store"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_each_panel_with_quantiles_says_where_they_end_unless_histograms_are_native(name: str) -> None:
+    def described(source: Source) -> dict[str, bool]:
+        board = json.loads(files(build.options(source))[f"{name}.json"])
+        return {
+            panel["title"]: "Quantiles end at the highest bucket (" in panel["description"]
+            for panel in board["panels"]
+            if any("histogram_quantile(" in one.get("expr", "") for one in panel.get("targets", ()))
+        }
+
+    classic, native = described(PROMETHEUS), described(NATIVE)
+    assert set(classic.values()) == {True}
+    assert set(native.values()) == {False}
 
 
 def test_the_address_of_grafana_may_end_in_a_slash(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from flowcore import Context, Engine, RetryAfter, Workflow
 from flowcore._durable import recovery
 from flowcore.events import StoreSurveyed
 from flowcore.stores import SQLiteStore
-
-from .test_recovery import crashed, until
+from tests.durable.test_programs import until
+from tests.durable.test_recovery import crashed
 
 Surveyed = Callable[..., int]
 
