@@ -18,8 +18,9 @@ from .._durable.sending import accepted, counts_as
 from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..context import own_copy
-from ..errors import safe_str
+from ..errors import DefinitionError, safe_repr, safe_str
 from ..events import StoreSurveyed
+from ..functions import is_awaitable
 from ..run import names_of_sent
 from ..workflow import Workflow
 from .asking import Asking
@@ -180,6 +181,10 @@ class LocalEngine(PeriodicEngine):
     def _sent(self, key: str, wait: Step[Any] | str, value: Any, id: str | None) -> Asking[tuple[bool, bool]]:  # noqa: A002
         """Send a value, for `send`. Returns whether it counts, and whether the run may wait in the store and be due."""
         name, id = names_of_sent(wait, id)  # noqa: A001 - as in `send`
+        if is_awaitable(value):
+            raise DefinitionError(
+                f"A {type(value).__name__} cannot be sent to wait {safe_repr(name)}. Await it, and send its result."
+            )
         sent = made_here(self._settings, own_copy(value), id, announce(self._settings, key, name))
         if self._knows_alone(key):
             return counts_as(self._live.deliver(key, name, sent), sent), False

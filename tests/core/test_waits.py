@@ -115,6 +115,19 @@ def test_a_value_is_kept_for_a_queued_run_that_may_wait_for_its_key() -> None:
         assert future.result(PATIENCE)["approved"] == 1
 
 
+def test_an_awaitable_is_not_sent_and_the_run_still_waits(live: MakeLive, ledger: Ledger) -> None:
+    watch = Watch()
+    driver = live(hooks=[watch])
+    future = driver.start(approval(ledger), idempotency_key="k")
+    watch.until_waiting()
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(DefinitionError, match="cannot be sent to wait 'approved'"):
+        sender(driver)("k", "approved", coroutine)
+    coroutine.close()
+    assert sender(driver)("k", "approved", "yes")
+    assert future.result(PATIENCE)["ship"] == "yes"
+
+
 def test_the_first_value_counts_and_the_second_sender_learns_that(live: MakeLive, ledger: Ledger) -> None:
     watch = Watch()
     driver, go = live(hooks=[watch]), threading.Event()
