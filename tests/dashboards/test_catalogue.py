@@ -6,12 +6,11 @@ import json
 import re
 
 import pytest
-import yaml
 
 from flowcore_otel import names
 from flowcore_otel.dashboards.queries import OF_THE_TARGET
 
-from .conftest import BOARDS, DASHBOARDS, ROOT
+from .conftest import BOARDS, DASHBOARDS, ROOT, read_yaml
 from .linter import targets, variables
 from .promql import selectors
 
@@ -47,10 +46,10 @@ def named(file: str, text: str) -> frozenset[str]:
         exprs += [one[1] for one in queried if one]
         found = {selector.metric for expr in exprs for selector in selectors(expr)}
     elif file.startswith("rules/tests/"):
-        cases = yaml.safe_load(text)["tests"]
+        cases = read_yaml(text)["tests"]
         found = {re.split("[{]", series["series"])[0] for case in cases for series in case["input_series"]}
     elif file.endswith(".yml"):
-        groups = yaml.safe_load(text)["groups"]
+        groups = read_yaml(text)["groups"]
         found = {selector.metric for group in groups for rule in group["rules"] for selector in selectors(rule["expr"])}
     else:
         found = set(NAME.findall(text))

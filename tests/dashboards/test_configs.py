@@ -12,13 +12,12 @@ from typing import Any
 
 import build
 import pytest
-import yaml
 
 from flowcore_otel.dashboards import rules
 from flowcore_otel.dashboards.queries import PROMETHEUS
 
 from ..stores.redis_servers import RedisServer
-from .conftest import BOARDS, DASHBOARDS, ROOT, board
+from .conftest import BOARDS, DASHBOARDS, ROOT, board, read_yaml
 from .linter import variables
 from .prometheus import free_port, until
 from .servers import program
@@ -27,7 +26,7 @@ Json = dict[str, Any]
 
 
 def read(name: str) -> Any:
-    return yaml.safe_load((DASHBOARDS / name).read_text("utf-8"))
+    return read_yaml((DASHBOARDS / name).read_text("utf-8"))
 
 
 COMPOSE: Json = read("compose.yaml")

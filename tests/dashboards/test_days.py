@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from days.evaluate import Alert, Archive, firing
 from days.stories import DAY, STORIES, Story, tell
 
-from .conftest import DASHBOARDS
+from .conftest import DASHBOARDS, read_yaml
 from .prometheus import until
 from .servers import program
 
@@ -25,7 +24,7 @@ END = int(datetime(2026, 3, 4, 18, tzinfo=UTC).timestamp())
 
 
 def shipped(name: str) -> Groups:
-    groups: Groups = yaml.safe_load((DASHBOARDS / "rules" / f"{name}.yml").read_text("utf-8"))["groups"]
+    groups: Groups = read_yaml((DASHBOARDS / "rules" / f"{name}.yml").read_text("utf-8"))["groups"]
     return groups
 
 

@@ -15,16 +15,14 @@ from typing import Any
 
 import build
 import pytest
-import yaml
 from drawing.asking import Asking, filled_in
-from render import COLUMN, GAP, LINE, render
 
 from flowcore_otel import names
 from flowcore_otel.dashboards import dashboards, files, rules
 from flowcore_otel.dashboards.queries import OTLP, PROMETHEUS
 from flowcore_otel.dashboards.recording import FAILING_AGAIN
 
-from .conftest import BOARDS, DASHBOARDS, board
+from .conftest import BOARDS, DASHBOARDS, board, read_yaml
 from .linter import WITH_NUMBERS, panels, targets, variables
 from .load import PAUSED, TAKEN_FORWARD, TAKEN_HELD, TAKEN_UNDONE, Told, load
 from .prometheus import EVERY, Prometheus
@@ -363,6 +361,8 @@ def test_an_exemplar_of_the_service_is_a_span_that_it_wrote(live: Live) -> None:
 
 
 def test_panels_of_each_kind_are_drawn(live: Live) -> None:
+    from render import COLUMN, GAP, LINE, render  # Matplotlib: not in each process that collects.
+
     first = {panel["type"]: panel for name in BOARDS for panel in panels(board(name))}
     assert set(first) >= WITH_NUMBERS - {"gauge"}, "a kind that has no panel is drawn by no test"
     for row, panel in enumerate(first.values()):
@@ -439,7 +439,7 @@ def test_the_runbook_is_where_the_alerts_say(live: Live) -> None:
 def test_rules_are_shortened_in_time_only() -> None:
     for name in ("recording", "alerts"):
         text = (DASHBOARDS / "rules" / f"{name}.yml").read_text("utf-8")
-        before, after = yaml.safe_load(text), yaml.safe_load(shortened(text))
+        before, after = read_yaml(text), read_yaml(shortened(text))
         for one, other in zip(before["groups"], after["groups"], strict=True):
             assert [set(rule) for rule in one["rules"]] == [set(rule) for rule in other["rules"]]
             assert [rule.get("record") for rule in one["rules"]] == [rule.get("record") for rule in other["rules"]]

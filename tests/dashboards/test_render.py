@@ -1,17 +1,15 @@
 """render.py: numbers and queries as Grafana writes them, and a sentence where Prometheus is unreachable.
-(test_live.py draws the dashboards with real data.)"""
+(test_live.py draws the dashboards with real data.)
+
+What needs Matplotlib is imported by the tests that use it, because every process collects all files."""
 
 import math
 from pathlib import Path
 
 import pytest
-import render
 from drawing.asking import Asking, PrometheusError, Series, filled_in
-from drawing.frame import Frame
 from drawing.looks import colour_of, look, mapped, painted
-from drawing.time_series import POWERS_OF_TIME, TimeLocator, draw_lines
 from drawing.units import written
-from matplotlib.figure import Figure
 
 from flowcore_otel.dashboards import colours
 
@@ -84,16 +82,24 @@ def test_overrides_by_name_and_by_pattern_change_a_series() -> None:
     [(100, [0, 30, 60, 90]), (200, [0, 60, 120, 180]), (7000, [0, 1800, 3600, 5400]), (4, [0, 1, 2, 3, 4])],
 )
 def test_ticks_of_times_are_full_minutes_and_hours(most: float, ticks: list[float]) -> None:
+    from drawing.time_series import TimeLocator
+
     assert [tick for tick in TimeLocator(4).tick_values(0, most) if tick <= most] == ticks
 
 
 def test_ticks_of_logarithmic_axes_are_round_too() -> None:
+    from drawing.time_series import POWERS_OF_TIME
+
     assert [written(tick, "s") for tick in POWERS_OF_TIME[6:14]] == (
         ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min", "1 hour"]
     )
 
 
 def test_ticks_of_counts_are_whole_numbers() -> None:
+    from drawing.frame import Frame
+    from drawing.time_series import draw_lines
+    from matplotlib.figure import Figure
+
     (panel,) = [one for one in board("overview")["panels"] if one["title"].startswith("Workers and what")]
     figure = Figure(figsize=(6, 3))
     found = [Series({}, [(0.0, 0.0), (60.0, 2.0)], "A", "workers busy")]
@@ -117,6 +123,8 @@ def test_a_mapped_value_says_something_else() -> None:
 def test_without_a_prometheus_it_says_so_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import render
+
     url = f"http://127.0.0.1:{free_port()}"
     out = tmp_path / "overview.png"
     monkeypatch.setattr("sys.argv", ["render.py", str(DASHBOARDS / "overview.json"), f"--prometheus={url}", f"-o{out}"])
@@ -128,6 +136,8 @@ def test_without_a_prometheus_it_says_so_in_a_sentence(
 def test_a_time_that_is_none_is_refused_with_examples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import render
+
     monkeypatch.setattr("sys.argv", ["render.py", "overview.json", "-o", "x.png", "--last=hour"])
     with pytest.raises(SystemExit):
         render.main()

@@ -1,6 +1,7 @@
 """The rules: judged by promtool, tested for firing and for silence, and each with a section in the runbook."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -9,13 +10,12 @@ from typing import Any
 
 import build
 import pytest
-import yaml
 
 from flowcore_otel import names
 from flowcore_otel.dashboards import Options, dashboards, files, rules
 from flowcore_otel.dashboards.queries import NATIVE, OTLP, PROMETHEUS, Source
 
-from .conftest import DASHBOARDS, board
+from .conftest import DASHBOARDS, board, read_yaml
 from .promql import labels_used, selectors
 from .servers import program
 
@@ -28,14 +28,14 @@ SECTIONS = dict(re.findall(r"^## (Flowcore\w+)\n(.*?)(?=^<a id|\Z)", RUNBOOK, re
 
 RECORDED = {
     rule["record"]: rule
-    for group in yaml.safe_load((RULES / "recording.yml").read_text("utf-8"))["groups"]
+    for group in read_yaml((RULES / "recording.yml").read_text("utf-8"))["groups"]
     for rule in group["rules"]
 }
 ALERTS: list[Json] = [
-    rule for group in yaml.safe_load((RULES / "alerts.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
+    rule for group in read_yaml((RULES / "alerts.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
 ]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
-CASES: list[Json] = [case for path in TESTS for case in yaml.safe_load(path.read_text("utf-8"))["tests"]]
+CASES: list[Json] = [case for path in TESTS for case in read_yaml(path.read_text("utf-8"))["tests"]]
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_promtool_finds_the_rules_in_order(source: Source, tmp_path: Path) -> No
 def asked_for(path: Path) -> set[str]:
     """The rules that a file of unit tests asks for, and those that they stand on. promtool evaluates every rule of its files
     for every minute of every test, which takes three times as long."""
-    tests = yaml.safe_load(path.read_text("utf-8"))["tests"]
+    tests = read_yaml(path.read_text("utf-8"))["tests"]
     asked = {one["alertname"] for case in tests for one in case.get("alert_rule_test", [])}
     exprs = [one["expr"] for case in tests for one in case.get("promql_expr_test", [])]
     while True:
@@ -76,10 +76,10 @@ def test_promtools_unit_tests_pass(path: Path, tmp_path: Path, full: bool) -> No
     if not full:
         asked = asked_for(path)
         for name in ("recording.yml", "alerts.yml"):
-            groups = yaml.safe_load((RULES / name).read_text("utf-8"))["groups"]
+            groups = read_yaml((RULES / name).read_text("utf-8"))["groups"]
             for group in groups:
                 group["rules"] = [one for one in group["rules"] if one.get("alert", one.get("record")) in asked]
-            (tmp_path / name).write_text(yaml.safe_dump({"groups": groups}), "utf-8")
+            (tmp_path / name).write_text(json.dumps({"groups": groups}), "utf-8")  # JSON is YAML.
         (tmp_path / "tests").mkdir()
         path = Path(shutil.copy(path, tmp_path / "tests"))
     done = promtool("test", "rules", path)
@@ -138,7 +138,7 @@ def test_a_table_counts_errors_from_the_first_even_of_a_process_that_has_ended(
         ],
     }
     path = tmp_path / "test.yml"
-    path.write_text(yaml.safe_dump({"tests": [case]}), "utf-8")
+    path.write_text(json.dumps({"tests": [case]}), "utf-8")
     done = promtool("test", "rules", path)
     assert done.returncode == 0, done.stdout + done.stderr
 

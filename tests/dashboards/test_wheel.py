@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from flowcore_otel.dashboards import FORMATS, Options, files
 from flowcore_otel.dashboards.queries import NATIVE
 
-from .conftest import BOARDS, ROOT
+from .conftest import BOARDS, ROOT, read_yaml
 from .grafana_types import faults
 from .promql import parse
 from .servers import program
@@ -57,7 +56,7 @@ def test_files_link_to_the_runbook_that_was_given_and_prometheus_takes_the_rules
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    alerts = rules_of(yaml.safe_load(found["rules/alerts.yml"]))
+    alerts = rules_of(read_yaml(found["rules/alerts.yml"]))
     for rule in alerts:
         address, _, section = rule["annotations"]["runbook_url"].partition("#")
         assert address == RUNBOOK
@@ -65,13 +64,13 @@ def test_files_link_to_the_runbook_that_was_given_and_prometheus_takes_the_rules
     assert f"{RUNBOOK}#${{__value.text}}" in found["overview.json"]
     anchors = set(re.findall(r'<a id="(\w+)">', found["RUNBOOK.md"]))
     assert anchors == {rule["alert"] for rule in alerts}
-    declared = [rule for rule in rules_of(yaml.safe_load(found["rules/recording.yml"])) if "labels" in rule]
+    declared = [rule for rule in rules_of(read_yaml(found["rules/recording.yml"])) if "labels" in rule]
     assert declared == [{"record": "job:flowcore_service:info", "expr": "vector(1)", "labels": {"job": "shop"}}]
 
 
 def test_kubernetes_objects_hold_the_same(bare: Path, tmp_path: Path) -> None:
     found = written(bare, tmp_path, "--format", "kubernetes", "--namespace", "observability")
-    objects = [yaml.safe_load(text) for name, text in found.items() if name.endswith(".yaml")]
+    objects = [read_yaml(text) for name, text in found.items() if name.endswith(".yaml")]
     assert {one["metadata"]["namespace"] for one in objects} == {"observability"}
     maps = [one for one in objects if one["kind"] == "ConfigMap"]
     boards = [json.loads(text) for one in maps for text in one["data"].values()]
@@ -80,7 +79,7 @@ def test_kubernetes_objects_hold_the_same(bare: Path, tmp_path: Path) -> None:
     plain = files(Options())
     groups = [one["spec"] for one in objects if one["kind"] == "PrometheusRule"]
     assert {one["apiVersion"] for one in objects if one["kind"] == "PrometheusRule"} == {"monitoring.coreos.com/v1"}
-    wanted = [yaml.safe_load(plain[f"rules/{name}.yml"]) for name in ("alerts", "recording")]
+    wanted = [read_yaml(plain[f"rules/{name}.yml"]) for name in ("alerts", "recording")]
     assert sorted(map(str, groups)) == sorted(map(str, wanted))
 
 
@@ -109,9 +108,7 @@ def test_native_histograms_are_asked_for_as_such() -> None:
     """That the queries are PromQL and ask for no series that such a histogram lacks; no server has been asked."""
     found = files(Options(source=NATIVE))
     exprs = [
-        rule["expr"]
-        for name in ("alerts", "recording")
-        for rule in rules_of(yaml.safe_load(found[f"rules/{name}.yml"]))
+        rule["expr"] for name in ("alerts", "recording") for rule in rules_of(read_yaml(found[f"rules/{name}.yml"]))
     ]
     for name in BOARDS:
         exprs += [
