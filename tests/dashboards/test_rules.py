@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,12 +54,10 @@ def test_promtool_finds_the_rules_in_order(source: Source, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-def asked_for(path: Path) -> set[str]:
-    """The rules that a file of unit tests asks for, and those that they stand on. promtool evaluates every rule of its files
-    for every minute of every test, which takes three times as long."""
-    tests = read_yaml(path.read_text("utf-8"))["tests"]
-    asked = {one["alertname"] for case in tests for one in case.get("alert_rule_test", [])}
-    exprs = [one["expr"] for case in tests for one in case.get("promql_expr_test", [])]
+def asked_for(case: Json) -> set[str]:
+    """The rules that a unit test asks for, and those that they stand on."""
+    asked = {one["alertname"] for one in case.get("alert_rule_test", [])}
+    exprs = [one["expr"] for one in case.get("promql_expr_test", [])]
     while True:
         exprs += [
             rule["expr"] for rule in (*ALERTS, *RECORDED.values()) if rule.get("alert", rule.get("record")) in asked
@@ -71,18 +68,31 @@ def asked_for(path: Path) -> set[str]:
         asked |= found
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_promtools_unit_tests_pass(path: Path, tmp_path: Path, full: bool) -> None:
-    if not full:
-        asked = asked_for(path)
-        for name in ("recording.yml", "alerts.yml"):
-            groups = read_yaml((RULES / name).read_text("utf-8"))["groups"]
+def divided(path: Path, folder: Path, alerts: str) -> list[Path]:
+    """A file for each unit test of a file, beside those of the recording rules and `alerts` that it asks for. promtool
+    evaluates every rule of its files for every minute of every test, which takes several times as long."""
+    rules = {"recording.yml": (RULES / "recording.yml").read_text("utf-8"), "alerts.yml": alerts}
+    content = read_yaml(path.read_text("utf-8"))
+    tests = []
+    for number, case in enumerate(content["tests"]):
+        of_case = folder / str(number)
+        (of_case / "tests").mkdir(parents=True)
+        asked = asked_for(case)
+        for name, text in rules.items():
+            groups = read_yaml(text)["groups"]
             for group in groups:
                 group["rules"] = [one for one in group["rules"] if one.get("alert", one.get("record")) in asked]
-            (tmp_path / name).write_text(json.dumps({"groups": groups}), "utf-8")  # JSON is YAML.
-        (tmp_path / "tests").mkdir()
-        path = Path(shutil.copy(path, tmp_path / "tests"))
-    done = promtool("test", "rules", path)
+            (of_case / name).write_text(json.dumps({"groups": groups}), "utf-8")  # JSON is YAML.
+        tests.append(of_case / "tests" / path.name)
+        tests[-1].write_text(json.dumps({**content, "tests": [case]}), "utf-8")
+    return tests
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_promtools_unit_tests_pass(path: Path, tmp_path: Path, full: bool) -> None:
+    done = promtool(
+        "test", "rules", *([path] if full else divided(path, tmp_path, (RULES / "alerts.yml").read_text("utf-8")))
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -99,12 +109,10 @@ def test_a_changed_rule_fails_its_unit_tests(old: str, new: str, tests: str, tmp
     """Not all of it, but a sample: every threshold, time and label was changed once, by hand."""
     alerts = (RULES / "alerts.yml").read_text("utf-8")
     assert old in alerts
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "alerts.yml").write_text(alerts.replace(old, new), "utf-8")
-    (tmp_path / "recording.yml").write_bytes((RULES / "recording.yml").read_bytes())
-    copy = tmp_path / "tests" / f"{tests}.yml"
-    copy.write_bytes((RULES / "tests" / copy.name).read_bytes())
-    assert promtool("test", "rules", copy).returncode == 1
+    copies = divided(RULES / "tests" / f"{tests}.yml", tmp_path, alerts.replace(old, new))
+    done = promtool("test", "rules", *copies)
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("name", "title"), [("overview", "Errors"), ("workflow", "Errors of attempts")])
