@@ -75,6 +75,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background processes with SIGINT ignored, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The servers are small, and Go would spend a quarter of their time on their garbage.
+    os.environ |= {"GOGC": "400", "GOMEMLIMIT": "400MiB"}
     stderr = os.dup(2)  # Later, pytest captures what is written to descriptor 2.
     config.pluginmanager.register(TestLimit(stderr))
     if hasattr(config, "workerinput"):
