@@ -12,7 +12,7 @@ DEMO        := .venv-demo/bin/python
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
-SERVERS := $(CURDIR)/.venv/servers/usr/bin
+SERVERS := $(CURDIR)/.venv-servers/usr/bin
 
 # The environments are complete; a caller's own paths would only slip other code into them. Without bytecode on disk, each
 # of the hundreds of processes that the tests start would compile flowcore again.
@@ -28,8 +28,9 @@ help:  ## list these targets
 demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle, WAIT=1 has an order wait)
 	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(WAIT),--wait) $(if $(STORE),--store='$(STORE)')
 
-test: venv  ## lint, check types, run the tests with coverage
-	@.ci/together lint mypy pyright servers
+test:  ## lint, check types, run the tests with coverage
+	@.ci/together venv servers
+	@.ci/together lint mypy pyright
 	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov $(PARALLEL) --durations=15 --durations-min=2
 	@report=$$($(ENV) -m coverage report --fail-under=98) \
 		|| { echo "$$report"; echo '98 % of the lines and branches of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
@@ -100,8 +101,8 @@ lock:  ## write .ci/tools.lock anew, with uv
 venv-demo:
 	@$(call make-env,.venv-demo,demo)
 
-servers: venv
-	@.ci/servers .venv/servers
+servers:
+	@.ci/servers .venv-servers
 
 # Isolated (-I): the script sees the standard library alone, whatever the caller has set.
 make-env = $(PYTHON) -ISc '' 2>/dev/null \

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-UNPACKED = Path(sys.prefix) / "servers" / "usr" / "bin"
+UNPACKED = Path(__file__).parents[2] / ".venv-servers" / "usr" / "bin"
 
 PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus"}
 """program -> Debian's package of it; the others are in prometheus-alertmanager"""
