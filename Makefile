@@ -51,8 +51,8 @@ lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must 
 
 types: mypy pyright  ## mypy and pyright, both strict
 
-mypy: venv
-	$(ENV) -m mypy
+mypy: venv  # in CI each clone is new, and what is cached would never be read
+	$(ENV) -m mypy $(if $(filter true,$(CI)),--cache-dir=/dev/null)
 
 pyright: venv
 	$(ENV) -m pyright --pythonpath $(ENV)
