@@ -139,12 +139,16 @@ class AsyncEngine(LoopCalls, LocalEngine):
         """
         if until != "end" and not caller_drives(until, durable=self.store.durable):
             future = self._submitted(
-                self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True),
+                self._requested(
+                    workflow, values, idempotency_key, wait, deadline, once=once, check=check, submitted=True
+                ),
                 check=check,
             )
             return await future.first_pause()  # no local `run` here: see own_calls.is_called_in
         until_waiting = until == "waiting"
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
+        run = self._requested(
+            workflow, values, idempotency_key, wait, deadline, once=once, check=check, until_waiting=until_waiting
+        )
         cancelled = pending_cancellations()
         if can_run_inline(run):
             self._live[run] = None

@@ -50,7 +50,7 @@ class LoopCalls(EngineBase, ABC):
         trace; "child" makes it a part of the caller's trace. Raises QueueFull if `max_queued` submitted runs have not
         begun, NoThread, NotSerializable, and StoreError if the run could not be recorded.
         """
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, check=check, submitted=True)
         return self._submitted(run, propagation, check=check, records=True)
 
     def _submitted(

@@ -35,6 +35,7 @@ def checked_request(
     deadline: Duration | None,
     *,
     once: bool,
+    check: bool,
     submitted: bool,
     until_waiting: bool,
     recovering: str | None,
@@ -63,6 +64,8 @@ def checked_request(
         key = _key(workflow, own if given is None else given, idempotency_key)
     if once is not False and once is not True:  # this costs no call, which `flag` would
         raise DefinitionError(f"once= must be True or False, not {safe_repr(once)}.")
+    if check is not False and check is not True:
+        raise DefinitionError(f"check= must be True or False, not {safe_repr(check)}.")
     if once and key is None:
         raise IdempotencyError("once=True needs an idempotency_key=.")
     recorded = key is not None or settings.durable

@@ -158,7 +158,9 @@ class Engine(LocalEngine):
             )
             return future.first_pause()
         until_waiting = until == "waiting"
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
+        run = self._requested(
+            workflow, values, idempotency_key, wait, deadline, once=once, check=check, until_waiting=until_waiting
+        )
         inline = can_run_inline(run)
         ctrl_c: SigintGuard | None = None
         try:
@@ -219,7 +221,7 @@ class Engine(LocalEngine):
         NotSerializable, and StoreError if the run could not be recorded. A step on a thread of the engine may wait for
         the future's result: its thread then works on that run.
         """
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, check=check, submitted=True)
         self._refuse_if_full(len(self._runs.queued))
         self._emit_submitted(run, propagation)
         return self._runs.queue(run, check=check)

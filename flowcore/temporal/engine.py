@@ -125,7 +125,9 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         the workers.
         """
         until_waiting = not caller_drives(until, durable=False)
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
+        run = self._requested(
+            workflow, values, idempotency_key, wait, deadline, once=once, check=check, until_waiting=until_waiting
+        )
         return await self._followed(run, None, check=check)
 
     def _unclaimed(self) -> Iterable[AsyncRunFuture]:

@@ -638,6 +638,7 @@ def test_a_wrong_option_of_an_engine_is_refused_by_name(engine: Any, wrong: dict
         ({"wait": -1}, "wait= must be seconds"),
         ({"deadline": "soon"}, "deadline= must be seconds"),
         ({"once": "no", "idempotency_key": "k"}, "once= must be True or False, not 'no'"),
+        ({"check": "no"}, "check= must be True or False, not 'no'"),
         ({"until": []}, r"until= must be 'end' or 'waiting', not \[\]"),
     ],
 )
