@@ -8,13 +8,17 @@ meant to end.
 from __future__ import annotations
 
 import asyncio
+import dis
+import functools
 import inspect
+import signal
 import threading
-from types import CodeType, FrameType
-from typing import Final
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Final
 
 __all__ = ["defer", "deferred", "is_exit_of_handler", "raise_deferred", "take_deferred"]
 
+_RAISES: Final = frozenset({dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]})
 deferred: Final[list[BaseException]] = []
 """the first exit in a hook that no engine has acted on yet; only the main thread changes it"""
 
@@ -23,11 +27,32 @@ def is_exit_of_handler(error: BaseException | None) -> bool:
     """Whether `error` is a SystemExit or KeyboardInterrupt that a signal handler has raised, and not the code that it
     interrupted."""
     trace = error.__traceback__ if isinstance(error, SystemExit | KeyboardInterrupt) else None
-    while trace is not None and trace.tb_next is not None:
+    if trace is None:
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {_code(handler) for handler in handlers if callable(handler)}
+    while trace.tb_next is not None:
         interrupted, trace = trace.tb_frame, trace.tb_next
-        if _was_given(trace.tb_frame, interrupted):
+        # A handler may have deleted its argument, or have been replaced since.
+        if trace.tb_frame.f_code in codes or _was_given(trace.tb_frame, interrupted):
             return True
-    return False
+    # Python's own handler of Ctrl-C, which a service may have for SIGTERM too, is written in C and has no frame.
+    return type(error) is KeyboardInterrupt and signal.default_int_handler in handlers and not _has_raised(trace)
+
+
+def _code(handler: Any) -> CodeType | None:
+    """Return the code of a signal handler, or None if it is not written in Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not inspect.isroutine(handler):
+        handler = type(handler).__call__
+    code: CodeType | None = getattr(handler, "__code__", None)
+    return code
+
+
+def _has_raised(trace: TracebackType) -> bool:
+    """Whether a statement of the frame raised the error, and not a function in C that it called."""
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] in _RAISES
 
 
 def _was_given(frame: FrameType, interrupted: FrameType) -> bool:

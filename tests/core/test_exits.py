@@ -2,6 +2,7 @@
 undoes runs in memory, and is never lost."""
 
 import asyncio
+import functools
 import itertools
 import signal
 import sys
@@ -571,3 +572,57 @@ def test_an_exit_of_a_handler_is_told_from_those_of_the_code_that_it_interrupts(
     assert not is_exit_of_handler(None)
     signal.signal(signal.SIGTERM, lambda *_: own())
     assert is_exit_of_handler(caught(terminate))
+
+
+def deletes_its_arguments(number: int, frame: FrameType | None) -> None:
+    del number, frame  # as linters ask for
+    sys.exit(3)
+
+
+def restores_the_default(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(3)
+
+
+class Service:
+    def __call__(self, number: int, *rest: object) -> None:
+        del number, rest
+        sys.exit(3)
+
+    def stop(self, *rest: object) -> None:
+        del rest
+        sys.exit(3)
+
+
+HANDLERS: dict[str, Any] = {
+    "deletes its arguments": deletes_its_arguments,
+    "restores the default": restores_the_default,
+    "partial": functools.partial(Service.stop, None),
+    "method": Service().stop,
+    "object": Service(),
+    "Ctrl-C": signal.default_int_handler,
+}
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_an_exit_of_any_kind_of_handler_in_an_undo_leaves_the_undo_to_the_next_owner(
+    kind: str, tmp_path: Path, ledger: Ledger, handler: str
+) -> None:
+    store, wf = SQLiteStore(tmp_path / "db"), Workflow("w")
+    undo_once(wf, ledger, retry=1)
+    signal.signal(signal.SIGTERM, HANDLERS[handler])
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        drive(kind, wf, store)
+    assert status(store) is Status.PARKED
+    assert drive(kind, wf, store, check=False).status is Status.COMPENSATED
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+
+
+def test_a_ctrl_c_that_code_raises_itself_is_no_exit_of_a_handler() -> None:
+    def raises() -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        raises()
+    assert not is_exit_of_handler(caught.value)
