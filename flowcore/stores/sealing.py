@@ -21,6 +21,8 @@ from .codec import Codec, JsonCodec, quoted
 __all__ = ["Place", "Sealing"]
 
 _SECRET: Final = 32  # bytes
+_PASSED_ON: Final = (Exception, SystemExit, KeyboardInterrupt)
+"""errors of a codec that are raised as they are"""
 
 
 class Place(NamedTuple):
@@ -60,9 +62,14 @@ class Sealing:
 
     def dumps(self, value: object, annotation: Any, run: str, field: str) -> Any:
         """Return what the codec makes of a value, without a check that it is a text."""
-        if self._dumps_in_place:
-            return self._codec.dumps(value, annotation, Place(run, field))
-        return self._codec.dumps(value, annotation)
+        try:
+            if self._dumps_in_place:
+                return self._codec.dumps(value, annotation, Place(run, field))
+            return self._codec.dumps(value, annotation)
+        except _PASSED_ON:
+            raise
+        except BaseException as error:
+            raise _as_exception(error) from error
 
     def loads(self, text: str, annotation: Any, run: str, field: str) -> Any:
         """Decode a text that the codec has made."""
@@ -73,6 +80,10 @@ class Sealing:
             # The caller may be called more deeply than the writer was. An empty stack has room for what any caller wrote.
             given = (text, annotation) if place is None else (text, annotation, place)
             return _with_empty_stack(self._codec.loads, *given)
+        except _PASSED_ON:
+            raise
+        except BaseException as error:
+            raise _as_exception(error) from error
 
     # -- where the codec hides -----------------------------------------------------------------------------------------
 
@@ -186,3 +197,9 @@ def _takes(verb: Any, *numbers: int) -> bool:
             continue
         return True
     return False
+
+
+def _as_exception(error: BaseException) -> RuntimeError:
+    """Return an Exception in place of an error that is not one, such as the panic of a codec that is written in Rust.
+    Otherwise it would end threads, and calls of the store would be repeated because of it."""
+    return RuntimeError(f"{type(error).__name__}: {safe_str(error, 200)}")

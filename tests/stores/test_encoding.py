@@ -5,14 +5,26 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from flowcore import CorruptRecord, DefinitionError, NotSerializable, RunFailed, Status, StepReport, StoreError
+from flowcore import (
+    CorruptRecord,
+    DefinitionError,
+    Engine,
+    NotSerializable,
+    RunFailed,
+    Status,
+    StepReport,
+    StoreError,
+    Workflow,
+)
 from flowcore.errors import hashed_key
 from flowcore.run import Sent
+from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from flowcore.stores.encoding import LARGEST, MIB, Encoding, microseconds
 
@@ -369,6 +381,45 @@ def test_what_the_codec_cannot_read_is_a_corrupt_record() -> None:
     fields = stored(checkpoint({"a": done(2, 1)}))
     with pytest.raises(CorruptRecord, match=r"codec cannot read its field 's:a' \(KeyError: 'the key of 2025'\)"):
         Encoding(Odd("")).decode("order-1", {**fields, "values": "{}"})
+
+
+class Panic(BaseException):
+    """As that of a codec in Rust: it is no Exception."""
+
+
+class Panics:
+    plain = True
+
+    def dumps(self, value: Any, annotation: Any) -> str:
+        if value == "unlucky":
+            raise Panic("index out of bounds")
+        return json.dumps(value)
+
+    def loads(self, text: str, annotation: Any) -> Any:
+        raise Panic("index out of bounds")
+
+
+def test_what_a_codec_raises_that_is_no_exception_is_the_error_of_the_value_or_of_the_record(tmp_path: Path) -> None:
+    store, undone, wf = SQLiteStore(tmp_path / "db", codec=Panics()), list[str](), Workflow("w")
+    wf.add_step("a", lambda ctx: "unlucky").compensate(lambda ctx: undone.append("a"))
+    with Engine(store=store) as engine, pytest.raises(NotSerializable, match=r"RuntimeError: Panic: index out of"):
+        engine.run(wf)
+    assert undone == ["a"]
+    with pytest.raises(
+        CorruptRecord, match=r"cannot read its field 's:a' \(RuntimeError: Panic: index out of bounds\)"
+    ):
+        Encoding(Panics()).decode("order-1", {**stored(checkpoint({"a": done(2, 1)})), "values": "{}"})
+
+
+@pytest.mark.parametrize("leaves", [SystemExit, KeyboardInterrupt])
+def test_an_exit_in_a_codec_is_raised(leaves: type[BaseException]) -> None:
+    def dumps(value: Any, annotation: Any) -> str:
+        raise leaves
+
+    codec = Odd("")
+    codec.dumps = dumps  # type: ignore[method-assign]
+    with pytest.raises(leaves):
+        Encoding(codec).encode_checkpoint(checkpoint({"a": done(2, 1)}))
 
 
 @pytest.mark.parametrize(
