@@ -269,7 +269,9 @@ class Store(Protocol):
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """Heads of runs, newest first. An unreadable record is listed with its `problem`."""
+        """Heads of runs, newest first. An unreadable record is listed with its `problem`. `text`: a part of the keys of
+        the runs; the store has no index for it, so it reads the keys of all runs that match otherwise, until the page
+        is full."""
         ...
 
     def counts(self) -> dict[tuple[str, str], int]:

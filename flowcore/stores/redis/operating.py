@@ -86,8 +86,8 @@ class OperatorVerbs(Calls):
     ) -> Exchange[Page]:
         """Return a page of runs, newest first, without values, results and steps (`get_run` returns these). `status`: a
         status of runs, "held", or "expired" for running ones whose lease has expired; `older_than`: the fewest seconds
-        since they started; `text`: a part of their keys; `limit=None`: all. A record that cannot be read is listed with
-        its `problem`.
+        since they started; `text`: a part of their keys, for which all records are read until the page is full, a
+        few at a time; `limit=None`: all. A record that cannot be read is listed with its `problem`.
 
         Raises DefinitionError for an unknown status.
         """
