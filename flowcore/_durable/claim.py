@@ -46,7 +46,7 @@ from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import is_given_up, refusal, replay
 from .takeover import Takeover
-from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
+from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner, wait_for_turn
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
@@ -63,15 +63,25 @@ class StoreClaims:
         return Ledger()
 
     def claim(self, run: RunState) -> Program[Run | Takeover | None]:
+        resumes = None if run.request.recovering is None else self.local
         try:
+            if resumes is not None:
+                yield from wait_for_turn(run, resumes)
             found = yield from claim(run, self.local, self._owner)
+            if run.claimed and self.local is not None:
+                self.local.join(run)
         except (SystemExit, KeyboardInterrupt) as error:
             if error is not run.error:
                 emit.refused(run, error)
             raise
-        if run.claimed and self.local is not None:
-            self.local.join(run)
+        finally:
+            if resumes is not None:
+                resumes.end_resuming(run)
         return Takeover(found) if isinstance(found, RunRecord) else found
+
+    def has_here(self, key: str) -> bool:
+        """Whether a run of this engine has the key."""
+        return self.local is not None and self.local.find(key) is not None
 
     def withdraw(self, run: RunState, claim_id: str) -> Program[None]:
         if run.claimed or not run.queued:  # what is only queued may begin elsewhere

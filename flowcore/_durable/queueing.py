@@ -10,7 +10,7 @@ from .._kernel.run_state import RunState
 from ..errors import StoreUnavailable
 from ..stores.base import Claim, Claimed, Owner
 from . import checkpoints
-from .claim import fingerprint_of
+from .claim import StoreClaims, fingerprint_of
 
 __all__ = ["enqueue"]
 
@@ -23,6 +23,9 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
     """
     emit.prepare_store_context(run)  # the store is called before emit.requested, which prepares the context again
     run.fingerprint = fingerprint_of(run)
+    claims = run.settings.claims
+    if isinstance(claims, StoreClaims) and claims.has_here(run.stored_key):
+        return None
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, run.carrier)
     wanted.queued, wanted.once, wanted.deadline, wanted.owner = True, run.request.once, run.request.deadline, owner
     wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types

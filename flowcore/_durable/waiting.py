@@ -15,7 +15,7 @@ from .._kernel import emit
 from .._kernel.effects import Program, Sleep
 from .._kernel.ledger import now_of
 from .._kernel.run_state import RunState
-from ..errors import StoreUnavailable
+from ..errors import LeaseLost, StoreUnavailable
 from ..forks import after_fork_in_child
 from ..retry import Backoff
 from ..run import Run
@@ -25,7 +25,7 @@ from . import checkpoints
 from .ledger import ledger_of
 from .outcomes import UNKNOWN, is_given_up, refusal, replay
 
-__all__ = ["LocalRuns", "adopt", "head_of", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
+__all__ = ["LocalRuns", "adopt", "head_of", "refuse_if_cancelled", "taken_here", "wait_for_owner", "wait_for_turn"]
 
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
 """the delays between the polls of a waiting caller"""
@@ -37,9 +37,6 @@ _REMEMBERED: Final = 1_000
 """for how many workflows the usual duration of a run is known: those that ended last"""
 _WEIGHT: Final = 0.3
 """the weight of the latest run in the usual duration of a workflow's runs, a moving average"""
-_DOUBT: Final = 1 / 6
-"""the part of a lease: this engine's own claim might take over a run of this engine that has no more of its lease
-left"""
 
 
 class LocalRuns:
@@ -66,6 +63,9 @@ class LocalRuns:
         self._began: dict[RunState, float] = {}  # (lock) when each run was claimed
         self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) waiting callers, by the run they wait for
         self._sleepers: dict[RunState, None] = {}  # (lock) callers of runs that wait in their store
+        self._resuming: dict[
+            str | None, RunState
+        ] = {}  # (lock) those whose claims are in flight, by the id that they resume
 
     def join(self, run: RunState) -> None:
         """Add a run that has been claimed."""
@@ -88,6 +88,18 @@ class LocalRuns:
                     del self._usual[next(iter(self._usual))]
         for waiter in waiters:
             self._wake(waiter)
+
+    def begin_resuming(self, run: RunState) -> bool:
+        """Note that the claim with which `run` resumes an earlier run is in flight. Returns False if there is another
+        such claim already: if both reached the store late, the second would take the run over from the first."""
+        with self._lock:
+            return self._resuming.setdefault(run.request.recovering, run) is run
+
+    def end_resuming(self, run: RunState) -> None:
+        """Note that the claim with which `run` resumes an earlier run is decided."""
+        with self._lock:
+            if self._resuming.get(run.request.recovering) is run:
+                del self._resuming[run.request.recovering]
 
     def find(self, key: str) -> RunState | None:
         """Return the run that has this key here, or None if there is none or it was lost to another owner."""
@@ -152,23 +164,37 @@ class LocalRuns:
 
 
 def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program[Busy | Mismatch | None]:
-    """Return a refusal if the key belongs to a run of this engine whose lease is nearly over, because a claim might
-    take that run over from the engine itself. Returns None if the claim may be sent."""
+    """Return a refusal if the key belongs to a run of this engine, because a claim might take that run over from the
+    engine itself: it may reach the store only after an outage that has cost the run its lease. Returns None if the claim
+    may be sent."""
     mine = None if local is None else local.find(wanted.key)
     ledger = None if mine is None else ledger_of(mine)
     if mine is None or mine is run or ledger is None:
         return None
-    left = ledger.lease_until - run.settings.clock()
-    if left > run.settings.lease * _DOUBT:
-        return None
     head, failure = yield from head_of(run, wanted.key)
-    same = failure is None and head is not None and head.run_id == mine.run_id and head.fence == mine.fence
-    if not same or head is None or head.finished is not None:
+    if not isinstance(failure, StoreUnavailable):
+        if head is None or (head.run_id, head.fence) != (mine.run_id, mine.fence) or head.finished is not None:
+            return None
+    elif local is None or local.find(wanted.key) is not mine:
         return None
-    age = max(0.0, now_of(mine) - head.started)
+    age = 0.0 if head is None else max(0.0, now_of(mine) - head.started)
+    left = ledger.lease_until - run.settings.clock()
     if wanted.fingerprint is not None and wanted.fingerprint != mine.fingerprint:
         return Mismatch(mine.run_id, mine.carrier, age, mine.workflow.name)
     return Busy(mine.run_id, mine.carrier, age, max(0.0, left))
+
+
+def wait_for_turn(run: RunState, local: LocalRuns) -> Program[None]:
+    """Wait until no other claim of this engine resumes the run that `run` is to resume. Raises LeaseLost if no caller
+    waits for the outcome."""
+    polls, run_id = 0, run.request.recovering or ""
+    while not local.begin_resuming(run) and run.error is None:
+        if run.request.wait is None:
+            lost = LeaseLost(f"Run {run_id} is being resumed already.", run_id=run_id)
+            emit.refused(run, lost)
+            raise lost
+        polls += 1
+        yield Sleep(_WOKEN.delay(polls))
 
 
 def wait_for_owner(

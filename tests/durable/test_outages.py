@@ -19,7 +19,8 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
-from flowcore import AsyncEngine, Engine, RunParked, StoreUnavailable, Workflow
+from flowcore import AsyncEngine, Context, Engine, Run, RunParked, StoreUnavailable, Workflow
+from flowcore.stores import SQLiteStore
 from flowcore.stores.sqlite import database
 from tests.durable.audit import audit
 from tests.durable.crash import Place
@@ -288,3 +289,94 @@ def test_a_run_that_no_process_took_over_continues_after_an_outage_of_any_length
         assert there.effects() == ["do a", "do b", "do c", "undo c", "undo b", "undo a"]
 
     all_at_once(one, CASES)
+
+
+class Claiming:
+    """A store whose claims take a while. `most`: the most claims that were in flight at a time."""
+
+    def __init__(self, store: SQLiteStore) -> None:
+        self._store, self._lock, self._now, self.most = store, threading.Lock(), 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def claim(self, claim: Any) -> Any:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(SHORT / 3)
+        with self._lock:
+            self._now -= 1
+        return self._store.claim(claim)
+
+
+@pytest.mark.parametrize("submits", [False, True], ids=["run", "submit"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_claim_that_an_outage_delays_takes_no_run_over_from_its_own_engine(
+    driver: str, submits: bool, tmp_path: Path
+) -> None:
+    began, ends, wf = list[str](), threading.Event(), Workflow("w")
+
+    def long(ctx: Context) -> None:
+        began.append("long")
+        ends.wait()
+
+    async def long_on_a_loop(ctx: Context) -> None:
+        began.append("long")
+        await asyncio.to_thread(ends.wait)
+
+    wf.add_step("long", long_on_a_loop if driver == "asyncio" else long)
+
+    def outage() -> None:
+        until(lambda: bool(began), "the step")
+        file = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        file.execute("BEGIN IMMEDIATE")
+        is_away.set()
+        time.sleep(SHORT * 2)
+        file.execute("ROLLBACK")
+        file.close()
+        time.sleep(SHORT / 2)
+        ends.set()
+
+    def on_threads() -> list[str]:
+        with Engine(store=SQLiteStore(tmp_path / "db"), lease=SHORT) as engine:
+            first = engine.submit(wf, idempotency_key="k")
+            is_away.wait()
+            second = (
+                engine.submit(wf, idempotency_key="k", wait=ENDLESS).result()
+                if submits
+                else engine.run(wf, idempotency_key="k", wait=ENDLESS)
+            )
+            return [str(first.result().status), str(second.status)]
+
+    async def on_a_loop() -> list[str]:
+        async with AsyncEngine(store=SQLiteStore(tmp_path / "db"), lease=SHORT) as engine:
+            first = engine.submit(wf, idempotency_key="k")
+            await asyncio.to_thread(is_away.wait)
+            second = await (engine.submit if submits else engine.run)(wf, idempotency_key="k", wait=ENDLESS)
+            return [str((await first).status), str(second.status)]
+
+    is_away, locks = threading.Event(), threading.Thread(target=outage)
+    locks.start()
+    assert (asyncio.run(on_a_loop()) if driver == "asyncio" else on_threads()) == ["success", "success"]
+    locks.join()
+    assert began == ["long"]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_run_is_resumed_by_one_claim_of_an_engine_at_a_time(driver: str, tmp_path: Path) -> None:
+    """Of two that come late, the second would take the run over from the first."""
+    store, wf = Claiming(SQLiteStore(tmp_path / "db")), Workflow("w")
+    wf.sleep("pause", 0.1)
+    options: dict[str, Any] = {"store": store, "workflows": [wf], "recover_every": 0.01}
+
+    async def main() -> Run:
+        async with AsyncEngine(**options) as engine:
+            return await engine.run(wf, idempotency_key="k")
+
+    if driver == "asyncio":
+        assert asyncio.run(main()).status == "success"
+    else:
+        with Engine(**options) as engine:
+            assert engine.run(wf, idempotency_key="k").status == "success"
+    assert store.most == 1
