@@ -331,6 +331,8 @@ class AsyncDriver(StoreCalls):
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine run by asyncio
         self._inline[call] = (program, task)
+        if self.run.interrupted and not call.shielded:  # by the call itself, or by another thread since it began
+            self._cancel_call(call, False)
         timer = None
         if call.timeout is not None:
             timer = self.loop.call_later(call.timeout, self._cancel_call, call, True)
@@ -378,8 +380,7 @@ class AsyncDriver(StoreCalls):
 
     def _abandon(self, call: Call) -> None:
         """Abandon async user code that ignores its cancellation, and resume the program in another task."""
-        entry = self._inline.pop(call, None)
-        if entry is None:
+        if (entry := self._inline.pop(call, None)) is None:
             return
         self.run.abandon(call)
         answer = None, Abandoned(call, timed_out=self._cancelled_calls.get(call, False))
