@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +296,8 @@ class Office:
             given_up.wait(20)
             while not reported:
                 time.sleep(0.01)
+        # What a closed engine has planned is not shown, so another one waits for a fire until this process ends.
+        self.small.schedule(stocktake, every=timedelta(days=36_500), name=f"inventory {self.key()}")
         return reported
 
     def do_waits(self) -> Counter[str]:
