@@ -163,7 +163,7 @@ def test_cancelling_a_run_whose_next_attempt_waits_for_a_thread_ends_it(never: t
         ledger.append("try")
         raise ValueError("again")
 
-    wf.add_step("a", fails, retry=Retry(5, Backoff.fixed(0.5)), timeout=60)
+    wf.add_step("a", fails, retry=Retry(5, Backoff.fixed(2.0)), timeout=60)  # the threads are taken within the backoff
     first = engine.submit(wf, check=False)
     until(lambda: "try" in ledger)
     for _ in range(2):

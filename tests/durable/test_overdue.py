@@ -49,14 +49,14 @@ def waits(timeout: float) -> Workflow:
 
 def backs_off() -> Workflow:
     def charge(ctx: Context) -> None:
-        raise RetryAfter(0.05)
+        raise RetryAfter(0.5)
 
     wf = Workflow("order")
     wf.add_step("charge", charge, retry=2)
     return wf
 
 
-@pytest.mark.parametrize("wf", [waits(0.05), backs_off()], ids=["a wait past its timeout", "a backoff"])
+@pytest.mark.parametrize("wf", [waits(0.5), backs_off()], ids=["a wait past its timeout", "a backoff"])
 def test_a_run_that_is_due_is_overdue_until_a_process_resumes_it(
     wf: Workflow, store: SQLiteStore, overdue: Surveyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_queued_run_whose_owner_is_gone_is_overdue_and_one_that_crashed_is_exp
 def test_a_run_is_overdue_five_minutes_after_a_survey_has_found_it_or_two_rounds_of_recovery(
     store: SQLiteStore, overdue: Surveyed
 ) -> None:
-    wf, now = waits(0.001), [1000.0]
+    wf, now = waits(0.5), [1000.0]
     with Engine(store=store) as engine:
         engine.run(wf, idempotency_key="k", until="waiting")
     until(lambda: store.list_resumable(["order"]))
