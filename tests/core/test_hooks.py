@@ -244,9 +244,10 @@ def queue_of(events: list[Any]) -> list[str]:
 
 
 def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_path: Path) -> None:
-    events, goes_on, wf, ahead = list[Any](), threading.Event(), Workflow("w"), Workflow("ahead")
+    events, began, goes_on = list[Any](), threading.Semaphore(0), threading.Event()
+    wf, ahead = Workflow("w"), Workflow("ahead")
     wf.add_step("s", lambda ctx: None)
-    ahead.add_step("s", lambda ctx: goes_on.wait(PATIENCE))
+    ahead.add_step("s", lambda ctx: (began.release(), goes_on.wait(PATIENCE))[1])
 
     def hook(event: Any) -> None:
         if event.workflow == "w":
@@ -255,6 +256,9 @@ def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_p
     never_begins = ["RunSubmitted", "RunDequeued for good"]
     engine = Engine(hooks=[hook], max_workers=1, grace=0.01)
     engine.submit(ahead)
+    assert began.acquire(
+        timeout=PATIENCE
+    )  # otherwise, closing the engine could drop it, and its thread begin the other
     assert engine.submit(wf).cancel()
     assert queue_of(events) == never_begins
     engine.submit(wf)
@@ -265,6 +269,7 @@ def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_p
     store = SQLiteStore(tmp_path / "runs.db", durability="normal")
     engine = Engine(store=store, hooks=[hook], max_workers=1, grace=0.01)
     engine.submit(ahead)
+    assert began.acquire(timeout=PATIENCE)
     engine.submit(wf, idempotency_key="k")
     with pytest.raises(NotSerializable):
         engine.submit(wf, {"it": object()})
