@@ -247,7 +247,11 @@ def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_p
     events, began, goes_on = list[Any](), threading.Semaphore(0), threading.Event()
     wf, ahead = Workflow("w"), Workflow("ahead")
     wf.add_step("s", lambda ctx: None)
-    ahead.add_step("s", lambda ctx: (began.release(), goes_on.wait(PATIENCE))[1])
+
+    @ahead.step
+    def waits(ctx: Context) -> None:
+        began.release()
+        goes_on.wait(PATIENCE)
 
     def hook(event: Any) -> None:
         if event.workflow == "w":
