@@ -63,9 +63,8 @@ class LocalRuns:
         self._began: dict[RunState, float] = {}  # (lock) when each run was claimed
         self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) waiting callers, by the run they wait for
         self._sleepers: dict[RunState, None] = {}  # (lock) callers of runs that wait in their store
-        self._resuming: dict[
-            str | None, RunState
-        ] = {}  # (lock) those whose claims are in flight, by the id that they resume
+        # (lock) By the id of an earlier run: the run whose claim to resume it is in flight
+        self._resuming: dict[str | None, RunState] = {}
 
     def join(self, run: RunState) -> None:
         """Add a run that has been claimed."""

@@ -190,7 +190,7 @@ def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
     assert time.monotonic() - began >= 0.4
     record = store.find("k")
     assert record is not None
-    # It is parked for no fault of its own, so another engine may resume it at once.
+    # It is parked without an error, so another engine may resume it at once.
     assert (record.status, record.retries, record.not_before) == (Status.PARKED, 0, None)
     assert [(end.outcome, end.left) for end in of_type(events, RunFinished) if end.workflow == "quick"] == [
         (Status.PARKED, True)

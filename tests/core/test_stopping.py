@@ -349,7 +349,7 @@ def test_a_run_whose_process_exits_because_of_an_error_is_left_and_resumes_at_on
 
     def exits(_: Context) -> None:
         try:
-            raise ConnectionError("the worker is told to stop")
+            raise ConnectionError("the broker has closed the connection")
         except ConnectionError as error:
             raise SystemExit(1) from error
 
