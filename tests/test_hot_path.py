@@ -239,7 +239,7 @@ def test_a_logger_that_overrides_nothing_costs_nothing(engine, workload):
     assert logged.calls == silent.calls
     assert logged.clock_reads == silent.clock_reads == 0
     assert logged.garbage == silent.garbage
-    assert logged.peak <= max(silent.peak, again.peak) * 1.02  # the interpreter's own caches come and go
+    assert logged.peak <= max(silent.peak, again.peak) + SWAYS["peak"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

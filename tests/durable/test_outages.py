@@ -20,6 +20,7 @@ import redis.retry
 from redis.backoff import NoBackoff
 
 from flowcore import AsyncEngine, Context, Engine, Run, RunParked, StoreUnavailable, Workflow
+from flowcore._engines import aio_queueing
 from flowcore.stores import SQLiteStore
 from flowcore.stores.sqlite import database
 from tests.durable.audit import audit
@@ -180,8 +181,11 @@ def test_a_run_whose_recording_is_overdue_ends_if_its_engine_is_closed_on_anothe
 
 
 def test_a_submitted_run_that_cannot_reach_its_store_when_it_begins_is_left_to_others(
-    away: Callable[[str], Away],
+    away: Callable[[str], Away], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The store leaves when the run is recorded, also on a machine that needs long for that.
+    monkeypatch.setattr(aio_queueing, "_BLOCKS", ENDLESS)
+
     async def on_a_loop(there: Away, store: Any, wf: Workflow) -> Any:
         engine = AsyncEngine(store=store, lease=SHORT)
         future = engine.submit(wf, {"key": "k"}, idempotency_key="k")
