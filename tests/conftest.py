@@ -59,6 +59,8 @@ LONGEST: Final = [
     for name in names
 ]
 """Files that take longer than ten seconds. They begin first; at the end, one process would work alone on them."""
+SHARE: Final = 3
+"""A quick proof takes one of so many cases, where cases are alike."""
 WAITING: Final = {"durable", "examples", "schedules", "temporal"}
 """Folders whose tests mostly wait, for leases, servers and processes."""
 
@@ -120,11 +122,17 @@ def _places(files: Iterable[Path]) -> dict[Path, float]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("proof") == "quick":
-        left_out = [item for item in items if item.get_closest_marker("full") is not None]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item.get_closest_marker("full") is None]
+        config.hook.pytest_deselected(items=[item for item in items if _is_left_out(item)])
+        items[:] = [item for item in items if not _is_left_out(item)]
     places = _places(dict.fromkeys(item.path for item in items))
     items.sort(key=lambda item: places[item.path])
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """Whether a quick proof leaves this test out. Of the tests with `@pytest.mark.share`, the name decides."""
+    if item.get_closest_marker("full") is not None:
+        return True
+    return item.get_closest_marker("share") is not None and zlib.crc32(item.nodeid.encode()) % SHARE != 0
 
 
 def _measures(item: pytest.Item) -> bool:
@@ -142,10 +150,10 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def share(request: pytest.FixtureRequest, full: bool) -> Callable[[Iterable[T]], Iterator[T]]:
-    """A function that selects from the cases of a test: all of them in a full proof, else every third one, counted over
-    all loops of the test. The name of the test decides which third it is."""
+    """A function that selects from the cases of a test: all of them in a full proof, else one of SHARE, counted
+    over all loops of the test. The name of the test decides which ones."""
     numbers = itertools.count(zlib.crc32(request.node.name.encode()))
-    return lambda cases: (case for case in cases if full or next(numbers) % 3 == 0)
+    return lambda cases: (case for case in cases if full or next(numbers) % SHARE == 0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,6 +23,7 @@ def _with_fingerprints(store: Any) -> Any:
     return store
 
 
+@pytest.mark.share
 class TestSealedSQLiteStore(_OfSQLite):
     examples = 5
     codec = Encrypted()
@@ -31,6 +32,7 @@ class TestSealedSQLiteStore(_OfSQLite):
         return _with_fingerprints(super().make_store(codec=self.codec, **options))
 
 
+@pytest.mark.share
 class TestSealedRedisStore(Conformance):
     examples = 5
     codec = Encrypted()

@@ -27,6 +27,19 @@ RARE = {
     "an exit ends a run that it keeps from beginning": 86,
     "the end of a run is reported again after an exit": 784,
     "a verify= that an exit cuts short decides": 11136,
+    "an owner that stops leaves a step in flight that it has not begun": 550,
+    "with fast checkpoints, a run does not notice that it was taken over": 69,
+    "a first step starts though the lease is over": 461,
+    "a lease is never over": 114,
+    "an owner that has lost the run takes a resumable one for ended": 43,
+    "on_crash=undo is ignored": 54,
+    "an operator's undo is ignored": 46,
+    "an operator's decision is forgotten": 46,
+    "a step that is undone is undone again": 50,
+    "the list of steps to undo is lost": 64,
+    "a verify= that raises is taken for no": 40,
+    "undone in the order of completion": 142,
+    "after an exit, what the interrupted program had to save is not saved": 105,
 }
 """For each mutant that few seeds find, the first one that does. It is tried first, because to try all seeds before it
 would take most of this file's time."""

@@ -22,6 +22,7 @@ class TestMemoryStore(StoreConformance):
         return MemoryStore(retention=retention)
 
 
+@pytest.mark.share
 class TestMemoryStoreByAClockOfItsOwn(StoreConformance):
     """The tests advance the clock, and do not wait."""
 
@@ -60,6 +61,7 @@ for verb, function in inspect.getmembers(MemoryStore, inspect.isfunction):
         setattr(AsyncMemoryStore, verb, _as_coroutine(function.__name__))
 
 
+@pytest.mark.share
 class TestAnAsyncStore(StoreConformance):
     examples = 5
 

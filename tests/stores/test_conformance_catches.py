@@ -46,6 +46,7 @@ def run(node: str, *arguments: str) -> Listener:
     return listener
 
 
+@pytest.mark.share
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_store_is_caught_by_the_rule_it_breaks(name: str) -> None:
     found = run(f"{broken_stores.__file__}::Test{name}", *NO_REPORT).message

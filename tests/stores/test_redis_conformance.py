@@ -64,6 +64,7 @@ class TestAsyncRedisStore(Conformance):
     asynchronous = True
 
 
+@pytest.mark.share
 class TestOtherAnswers(Conformance):
     """A client without hiredis that decodes replies in its own way, on which the store must not depend."""
 
@@ -115,5 +116,6 @@ class OnCluster(Conformance):
 class TestRedisCluster(OnCluster): ...
 
 
+@pytest.mark.share
 class TestAsyncRedisCluster(OnCluster):
     asynchronous = True

@@ -29,6 +29,7 @@ class TestSQLiteStore(StoreConformance):
         self.now += seconds
 
 
+@pytest.mark.share
 class TestFullyDurableSQLiteStore(TestSQLiteStore):
     """The store uses the clock of the machine, and every commit waits for the disk."""
 
