@@ -56,7 +56,11 @@ class FrozenHeap:
 class Coverage:
     """Pauses the coverage of pytest-cov, except in the tests for which `measures` returns True, and in their fixtures."""
 
-    def __init__(self, pytest_cov: Any, measures: Callable[[pytest.Item], bool]) -> None:
+    def __init__(self, pytest_cov: Any, measures: Callable[[pytest.Item], bool], *, worker: bool) -> None:
+        if worker:
+            # pytest-cov takes each worker for the main process until the session starts. It would never stop what it has
+            # started for that, and all tests would be traced.
+            pytest_cov.cov_controller.pause()
         self._pytest_cov = pytest_cov
         self._measures = measures
         self._paused = False

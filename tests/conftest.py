@@ -89,7 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.pluginmanager.register(FrozenHeap())
     if config.pluginmanager.hasplugin("_cov"):
-        config.pluginmanager.register(Coverage(config.pluginmanager.getplugin("_cov"), _measures))
+        pytest_cov, worker = config.pluginmanager.getplugin("_cov"), hasattr(config, "workerinput")
+        config.pluginmanager.register(Coverage(pytest_cov, _measures, worker=worker))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from .conftest import LONGEST, MEASURED
@@ -80,3 +81,8 @@ def test_a_process_that_dies_and_leaves_a_child_ends_the_run(tmp_path: Path) -> 
 
 def test_files_with_an_order_or_a_measure_of_their_own_are_there() -> None:
     assert not [path for path in (*LONGEST, *MEASURED) if not path.exists()]
+
+
+def test_a_test_whose_coverage_is_not_measured_is_not_traced() -> None:
+    """Each test would take twice as long."""
+    assert (sys.gettrace(), threading.gettrace()) == (None, None)
