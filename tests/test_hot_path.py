@@ -70,6 +70,13 @@ Runs = Callable[[int], None]
 """makes that many runs"""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """Spares the collector what earlier tests have left: it is called a thousand times here."""
+    gc.collect()
+    gc.freeze()
+
+
 @contextmanager
 def runs_of(
     engine_type: type[Engine | AsyncEngine], workload: str, hooks: tuple[Hook, ...] = ()
