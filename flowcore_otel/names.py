@@ -318,7 +318,7 @@ STORE_RUNS: Final = Metric(
     "{run}",
     ("workflow", "status"),
     "Runs in the store that nothing drives, when last counted: held, parked, incomplete, expired or waiting; overdue: "
-    "waiting or queued, and due for five minutes.",
+    "waiting or queued, and due for five minutes (a waiting one counts as waiting, too).",
     "livemostrecent",
 )
 STORE_WAITING: Final = Metric(
