@@ -19,7 +19,7 @@ from .._kernel.run import never_began
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import StepCancelled
-from ..exits import take_deferred
+from ..exits import is_exit_of_handler, take_deferred
 from ..forks import after_fork_in_child
 from ..run import Run
 from ..status import Status
@@ -110,9 +110,25 @@ class AsyncRuns:
         raised = take_deferred() or driver.raised_by_handler or driver.cancelled
         if driver.cancelled is not None and is_process_stopping():
             raised = driver.cancelled  # an exit would keep the loop from ending the other tasks
+        ends = raised or driver.error
+        if ends is not None and is_exit_of_handler(ends):
+            await self._hand_over_others()
         if raised is not None and driver.error is not raised:
             raise raised from driver.error
         return outcome(driver.result, driver.error, check=check)
+
+    async def _hand_over_others(self) -> None:
+        """Park the other durable runs of this loop, and cancel those in memory, because this task is about to raise the
+        exit of a signal handler. That ends the loop; asyncio then cancels the other tasks, but waits for none of them if one that awaits this
+        task raises the exit again."""
+        others = self._of_this_loop()
+        for driver in others:
+            driver.hand_over(stopped_error(driver.run, "its process stops"))
+        try:
+            await self._ended(others)
+        except asyncio.CancelledError:
+            if is_process_stopping():
+                raise
 
     def driver(
         self,
@@ -254,36 +270,47 @@ class AsyncRuns:
     async def close(self, limit: float | None, looking: Sequence[asyncio.Task[Any]]) -> None:
         """Wait for the runs on this loop, and for the tasks that look at the store (`looking`). A `limit` means the
         same as the timeout of `Engine.close`."""
-        settings, loop, me = self._settings, asyncio.get_running_loop(), asyncio.current_task()
+        settings, loop = self._settings, asyncio.get_running_loop()
         self.closing = True
         if limit is None:
             await _done(list(self.queued.values()), None)
         else:
             await self.leave_queued(limit)
-        drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
-        for driver in drivers:
-            if driver.run.dormant:  # it waits in its store, where other engines find it
-                stopping.release(driver.run, left_error(driver.run))
-                driver.stop(Stop(cancel=False))
+        drivers = self._of_this_loop()
         if limit is not None and settings.durable:
             for driver in drivers:
                 stopping.release(driver.run, stopped_error(driver.run, CLOSED))
                 driver.stop(Stop(cancel=False))
-        running = await _done([driver.ended() for driver in drivers], limit)
+        await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:
             driver.hand_over(stopped_error(driver.run, CLOSED))
-        # One grace is for calls in flight, one for abandoned calls, and one for the undos.
-        if await _done(running, None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN):
+        if limit is not None and await self._ended(drivers):
             log.warning("an engine was closed while some of its runs had not ended")
         # Abandoned calls have one grace to complete, and may then have to be undone.
         until = loop.time() + (0 if limit is not None and self.pool.counts()[1] else settings.grace)
         while (late := [task for task in self.tasks if task.get_loop() is loop]) and loop.time() < until:
             await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        await _done([task for task in looking if task is not me], MARGIN)
+        await _done([task for task in looking if task is not asyncio.current_task()], MARGIN)
         if self.leases is not None:
             self.leases.close()
         self._recorder.close()
         self.pool.close(0)
+
+    def _of_this_loop(self) -> list[AsyncDriver]:
+        """Return the drivers of the other runs on this loop, after those of runs that wait in their store have stopped."""
+        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
+        for driver in drivers:
+            if driver.run.dormant:  # other engines find it in its store
+                stopping.release(driver.run, left_error(driver.run))
+                driver.stop(Stop(cancel=False))
+        return drivers
+
+    async def _ended(self, drivers: Sequence[AsyncDriver]) -> Sequence[asyncio.Future[Any]]:
+        """Wait until runs that were handed over have ended. Returns the futures of those that take too long."""
+        # One grace is for calls in flight, one for abandoned calls, and one for the undos.
+        limit = self._settings.grace * (1 if self._settings.durable else 3) + MARGIN
+        return await _done([driver.ended() for driver in drivers], limit)
 
 
 def _cancelled(run: RunState) -> StepCancelled:
