@@ -18,9 +18,11 @@ from tests.durable.engines import DRIVERS, run
 from tests.durable.ledger import Journal, Ledger, effects_of, words_of
 from tests.durable.sagas import World, saga
 from tests.durable.watched import Fuse, Watched
-from tests.stores.redis_servers import RedisClusterServers, redis_cluster, until
+from tests.stores.redis_servers import RedisClusterServers, no_connections_left, redis_cluster, until
 
-__all__ = ["redis_cluster"]  # a fixture
+__all__ = ["no_connections_left", "redis_cluster"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("no_connections_left")
 
 LEASE: Final = 0.9
 

@@ -19,9 +19,11 @@ from flowcore.stores.base import Claimed, Renewal
 from flowcore.stores.redis.errors import refuse
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
-from tests.stores.redis_servers import RedisClusterServers, RedisServer, redis_cluster
+from tests.stores.redis_servers import RedisClusterServers, RedisServer, no_connections_left, redis_cluster
 
-__all__ = ["redis_cluster"]  # a fixture
+__all__ = ["no_connections_left", "redis_cluster"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("no_connections_left")
 
 
 @pytest.fixture

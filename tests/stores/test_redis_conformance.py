@@ -1,8 +1,6 @@
 """Both Redis stores keep the store contract, with every kind of client."""
 
 import contextlib
-import gc
-import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -15,9 +13,9 @@ from redis._parsers import _AsyncRESP3Parser, _RESP3Parser
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.testing.conformance import StoreConformance
 from tests.stores.redis_runs import check_statuses
-from tests.stores.redis_servers import RedisClusterServers, redis_cluster, redis_url
+from tests.stores.redis_servers import RedisClusterServers, no_connections_left, redis_cluster, redis_url
 
-__all__ = ["redis_cluster", "redis_url"]  # fixtures
+__all__ = ["no_connections_left", "redis_cluster", "redis_url"]  # fixtures
 
 
 class Conformance(StoreConformance):
@@ -84,15 +82,10 @@ class TestAsyncOtherAnswers(TestOtherAnswers):
 
 
 @pytest.fixture(scope="module")
-def looking(redis_cluster: RedisClusterServers) -> Iterator[redis.RedisCluster]:
+def looking(redis_cluster: RedisClusterServers, no_connections_left: None) -> Iterator[redis.RedisCluster]:
     """A client that looks at what the tests leave. Connecting to a cluster takes longer than most of them."""
     with redis_cluster.client() as client:
         yield client
-    with warnings.catch_warnings():
-        # redis-py's asyncio client of a cluster may open a connection again while it is closed. The collector must not
-        # come upon it in another test, which would fail for it.
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 class OnCluster(Conformance):
