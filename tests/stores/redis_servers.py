@@ -358,11 +358,16 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def no_connections_left() -> Iterator[None]:
-    """Collects what asyncio clients of a cluster leave. redis-py may open a connection again while it closes them. The
-    collector must not come upon it in another test, which would fail for it."""
+    """Collects what an asyncio client of a cluster has left."""
     yield
+    collect_connections()
+
+
+def collect_connections() -> None:
+    """Collect what asyncio clients of a cluster have left. redis-py may open a connection again while it closes them. The
+    collector must not come upon it in another test, which would fail for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

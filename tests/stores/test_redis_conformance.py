@@ -13,9 +13,9 @@ from redis._parsers import _AsyncRESP3Parser, _RESP3Parser
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.testing.conformance import StoreConformance
 from tests.stores.redis_runs import check_statuses
-from tests.stores.redis_servers import RedisClusterServers, no_connections_left, redis_cluster, redis_url
+from tests.stores.redis_servers import RedisClusterServers, collect_connections, redis_cluster, redis_url
 
-__all__ = ["no_connections_left", "redis_cluster", "redis_url"]  # fixtures
+__all__ = ["redis_cluster", "redis_url"]  # fixtures
 
 
 class Conformance(StoreConformance):
@@ -82,10 +82,11 @@ class TestAsyncOtherAnswers(TestOtherAnswers):
 
 
 @pytest.fixture(scope="module")
-def looking(redis_cluster: RedisClusterServers, no_connections_left: None) -> Iterator[redis.RedisCluster]:
+def looking(redis_cluster: RedisClusterServers) -> Iterator[redis.RedisCluster]:
     """A client that looks at what the tests leave. Connecting to a cluster takes longer than most of them."""
     with redis_cluster.client() as client:
         yield client
+    collect_connections()
 
 
 class OnCluster(Conformance):
