@@ -119,8 +119,8 @@ class AsyncRuns:
 
     async def _hand_over_others(self) -> None:
         """Park the other durable runs of this loop, and cancel those in memory, because this task is about to raise the
-        exit of a signal handler. That ends the loop; asyncio then cancels the other tasks, but waits for none of them if one that awaits this
-        task raises the exit again."""
+        exit of a signal handler. That ends the loop. asyncio then cancels the other tasks, but does not wait for them if
+        the task that awaits this one raises the exit again."""
         others = self._of_this_loop()
         for driver in others:
             driver.hand_over(stopped_error(driver.run, "its process stops"))
