@@ -30,6 +30,7 @@ from .aio_queueing import Recorder, Recording
 from .base import MARGIN, log, outcome
 from .in_context import is_process_stopping
 from .live_runs import CLOSED, LiveRuns, left_error, stopped_error
+from .own_calls import is_called_in
 from .workers import Workers
 
 __all__ = ["AsyncRuns", "LiveAsyncRuns", "pending_cancellations"]
@@ -118,17 +119,18 @@ class AsyncRuns:
         return outcome(driver.result, driver.error, check=check)
 
     async def _hand_over_others(self) -> None:
-        """Park the other durable runs of this loop, and cancel those in memory, because this task is about to raise the
-        exit of a signal handler. That ends the loop. asyncio then cancels the other tasks, but does not wait for them if
-        the task that awaits this one raises the exit again."""
-        others = self._of_this_loop()
+        """Park this engine's other durable runs on this loop, and cancel those in memory, because this task is about to
+        raise the exit of a signal handler. That ends the loop. asyncio then cancels the other tasks, but does not wait for
+        them if the task that awaits this one raises the exit again. A run whose step makes the present call gets the exit
+        itself."""
+        others = [driver for driver in self._of_this_loop() if not is_called_in((driver.run,))]
         for driver in others:
             driver.hand_over(stopped_error(driver.run, "its process stops"))
-        try:
-            await self._ended(others)
-        except asyncio.CancelledError:
-            if is_process_stopping():
-                raise
+        # A caller that awaits one of the others may end first, and asyncio then cancels this task. The exit is not lost.
+        for _ in range(2):
+            with suppress(asyncio.CancelledError):
+                await self._ended(others)
+                return
 
     def driver(
         self,

@@ -557,6 +557,54 @@ def test_an_exit_in_a_step_parks_all_runs_of_the_loop(tmp_path: Path, ledger: Le
     assert list(ledger) == ["a", "a"]
 
 
+def test_an_exit_in_a_run_that_a_step_makes_is_raised_by_the_outer_run_too(tmp_path: Path) -> None:
+    store, inner, outer, strikes = SQLiteStore(tmp_path / "db"), Workflow("inner"), Workflow("outer"), once()
+
+    async def struck(ctx: Context) -> None:
+        await asyncio.sleep(0)
+        strikes()
+
+    async def main() -> None:
+        engine = AsyncEngine(store=OnTheLoop(store), grace=PATIENCE)
+
+        async def makes_a_run(ctx: Context) -> None:
+            await engine.run(inner, idempotency_key="k")
+
+        async def beside(ctx: Context) -> None:
+            await asyncio.sleep(PATIENCE)
+
+        inner.add_step("a", struck)
+        outer.add_step("a", makes_a_run)
+        outer.add_step("b", beside)
+        await engine.run(outer, idempotency_key="l")
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert (status(store, "k"), status(store, "l")) == (Status.PARKED, Status.PARKED)
+
+
+def test_an_exit_is_raised_although_the_main_task_awaits_another_run(tmp_path: Path) -> None:
+    store, wf, strikes = SQLiteStore(tmp_path / "db"), Workflow("w"), once()
+
+    async def struck(ctx: Context) -> None:
+        await asyncio.sleep(0.05)  # all three runs have begun
+        if ctx["struck"]:
+            strikes()
+        await asyncio.sleep(PATIENCE)
+
+    wf.add_step("a", struck)
+
+    async def main() -> None:
+        engine = AsyncEngine(store=OnTheLoop(store), grace=PATIENCE)
+        others = [asyncio.create_task(engine.run(wf, {"struck": key == "k"}, idempotency_key=key)) for key in "km"]
+        await engine.run(wf, {"struck": False}, idempotency_key="l")
+        assert others  # a loop holds tasks only weakly
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert {status(store, key) for key in "klm"} == {Status.PARKED}
+
+
 # -- telling them apart ------------------------------------------------------------------------------------------------
 
 

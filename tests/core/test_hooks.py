@@ -260,9 +260,8 @@ def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_p
     never_begins = ["RunSubmitted", "RunDequeued for good"]
     engine = Engine(hooks=[hook], max_workers=1, grace=0.01)
     engine.submit(ahead)
-    assert began.acquire(
-        timeout=PATIENCE
-    )  # otherwise, closing the engine could drop it, and its thread begin the other
+    # If it had not begun, closing the engine could drop it, and its thread could begin the other run.
+    assert began.acquire(timeout=PATIENCE)
     assert engine.submit(wf).cancel()
     assert queue_of(events) == never_begins
     engine.submit(wf)
