@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -16,10 +17,19 @@ def post_worker_init(worker: Any) -> None:
     engine = the_engine()
     stop_taking_requests = signal.getsignal(signal.SIGTERM)
     assert callable(stop_taking_requests)
+    told: SimpleQueue[None] = SimpleQueue()
+
+    def close() -> None:
+        told.get()
+        engine.close(0)
+
+    # The main thread may be in the middle of a run, and only another thread can wait for that run.
+    threading.Thread(target=close, daemon=True).start()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # The main thread may be in the middle of a run, and only another thread can wait for that run.
-        threading.Thread(target=engine.close, args=(0,)).start()
+        told.put(
+            None
+        )  # It needs no lock. Thread.start() and Event.set() may wait for one that the interrupted code holds.
         stop_taking_requests(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
