@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Final
 
 import redis
@@ -143,7 +144,9 @@ class _Arrivals:
 
 def _serve(post: Post, wf: Workflow, store: Any) -> None:
     arrivals, stop, lock = _Arrivals(post), threading.Event(), threading.Lock()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    told: SimpleQueue[None] = SimpleQueue()
+    # A handler must not set an event that its own thread may be waiting for: it would wait for the event's lock.
+    signal.signal(signal.SIGTERM, lambda *_: told.put(None))
 
     def call() -> None:
         while not stop.is_set():
@@ -165,8 +168,9 @@ def _serve(post: Post, wf: Workflow, store: Any) -> None:
         callers = [threading.Thread(target=call) for _ in range(post.callers)]
         for caller in callers:
             caller.start()
-        while not stop.wait(0.05):
-            pass  # a signal that the system gives to another thread does not end a wait of this one
+        while told.empty():
+            time.sleep(0.05)  # A signal that the system gives to another thread does not end a wait of this one.
+        stop.set()
         engine.close(timeout=GRACE)
         for caller in callers:
             caller.join()

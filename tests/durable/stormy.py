@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Final
 
 from redis.backoff import ConstantBackoff
@@ -84,8 +85,9 @@ def work(post: Post, seed: float) -> None:
         if post.asynchronous:
             asyncio.run(_work_async(watched, sagas, board, dice))
             return
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        told, stop = SimpleQueue[None](), threading.Event()
+        # A handler must not set an event that its own thread may be waiting for: it would wait for the event's lock.
+        signal.signal(signal.SIGTERM, lambda *_: told.put(None))
         with Engine(
             store=watched, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3, park_after=0.01
         ) as engine:
@@ -94,8 +96,9 @@ def work(post: Post, seed: float) -> None:
             threads = [threading.Thread(target=_call, args=callers) for _ in range(THREADS)]
             for thread in threads:
                 thread.start()
-            while not stop.wait(0.05):
-                pass  # A signal that the system gives to another thread does not end a wait of this one.
+            while told.empty():
+                time.sleep(0.05)  # A signal that the system gives to another thread does not end a wait of this one.
+            stop.set()
             engine.close(timeout=GRACE)
             for thread in threads:
                 thread.join()
