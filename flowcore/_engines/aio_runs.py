@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .._durable.dormant import continuation
 from .._durable.leases import Leases
@@ -34,6 +34,9 @@ from .own_calls import is_called_in
 from .workers import Workers
 
 __all__ = ["AsyncRuns", "LiveAsyncRuns", "pending_cancellations"]
+
+_of_this_process: Final[list[weakref.ref[AsyncRuns]]] = []
+"""those of all engines; a list, because it can be copied while another thread adds to it"""
 
 
 class LiveAsyncRuns(LiveRuns[AsyncDriver]):
@@ -71,6 +74,7 @@ class AsyncRuns:
         self.tasks: set[asyncio.Future[Any]] = set()
         """tasks that may outlive their run, and futures of abandoned calls; a loop holds tasks only weakly"""
         self.closing = False
+        _of_this_process.append(weakref.ref(self, _of_this_process.remove))
         after_fork_in_child(self, AsyncRuns._after_fork)
         weakref.finalize(self, self.pool.close, settings.grace)
         weakref.finalize(self, self._recorder.close)
@@ -113,24 +117,10 @@ class AsyncRuns:
             raised = driver.cancelled  # an exit would keep the loop from ending the other tasks
         ends = raised or driver.error
         if ends is not None and is_exit_of_handler(ends):
-            await self._hand_over_others()
+            await _hand_over_others()
         if raised is not None and driver.error is not raised:
             raise raised from driver.error
         return outcome(driver.result, driver.error, check=check)
-
-    async def _hand_over_others(self) -> None:
-        """Park this engine's other durable runs on this loop, and cancel those in memory, because this task is about to
-        raise the exit of a signal handler. That ends the loop. asyncio then cancels the other tasks, but does not wait for
-        them if the task that awaits this one raises the exit again. A run whose step makes the present call gets the exit
-        itself."""
-        others = [driver for driver in self._of_this_loop() if not is_called_in((driver.run,))]
-        for driver in others:
-            driver.hand_over(stopped_error(driver.run, "its process stops"))
-        # A caller that awaits one of the others may end first, and asyncio then cancels this task. The exit is not lost.
-        for _ in range(2):
-            with suppress(asyncio.CancelledError):
-                await self._ended(others)
-                return
 
     def driver(
         self,
@@ -278,7 +268,7 @@ class AsyncRuns:
             await _done(list(self.queued.values()), None)
         else:
             await self.leave_queued(limit)
-        drivers = self._of_this_loop()
+        drivers = self.of_this_loop()
         if limit is not None and settings.durable:
             for driver in drivers:
                 stopping.release(driver.run, stopped_error(driver.run, CLOSED))
@@ -286,7 +276,7 @@ class AsyncRuns:
         await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:
             driver.hand_over(stopped_error(driver.run, CLOSED))
-        if limit is not None and await self._ended(drivers):
+        if limit is not None and await _ended(drivers):
             log.warning("an engine was closed while some of its runs had not ended")
         # Abandoned calls have one grace to complete, and may then have to be undone.
         until = loop.time() + (0 if limit is not None and self.pool.counts()[1] else settings.grace)
@@ -298,7 +288,7 @@ class AsyncRuns:
         self._recorder.close()
         self.pool.close(0)
 
-    def _of_this_loop(self) -> list[AsyncDriver]:
+    def of_this_loop(self) -> list[AsyncDriver]:
         """Return the drivers of the other runs on this loop, after those of runs that wait in their store have stopped."""
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
         drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
@@ -308,11 +298,28 @@ class AsyncRuns:
                 driver.stop(Stop(cancel=False))
         return drivers
 
-    async def _ended(self, drivers: Sequence[AsyncDriver]) -> Sequence[asyncio.Future[Any]]:
-        """Wait until runs that were handed over have ended. Returns the futures of those that take too long."""
-        # One grace is for calls in flight, one for abandoned calls, and one for the undos.
-        limit = self._settings.grace * (1 if self._settings.durable else 3) + MARGIN
-        return await _done([driver.ended() for driver in drivers], limit)
+
+async def _hand_over_others() -> None:
+    """Park the other durable runs on this loop, and cancel those in memory, because this task is about to raise the exit
+    of a signal handler. That ends the loop. asyncio then cancels the other tasks, but does not wait for them if the task
+    that awaits this one raises the exit again. A run whose step makes the present call gets the exit itself."""
+    engines = [runs for reference in _of_this_process.copy() if (runs := reference()) is not None]
+    drivers = [driver for runs in engines for driver in runs.of_this_loop()]
+    others = [driver for driver in drivers if not is_called_in((driver.run,))]
+    for driver in others:
+        driver.hand_over(stopped_error(driver.run, "its process stops"))
+    # A caller that awaits one of the others may end first, and asyncio then cancels this task. The exit is not lost.
+    for _ in range(2):
+        with suppress(asyncio.CancelledError):
+            await _ended(others)
+            return
+
+
+async def _ended(drivers: Sequence[AsyncDriver]) -> Sequence[asyncio.Future[Any]]:
+    """Wait until runs that were handed over have ended. Returns the futures of those that take too long."""
+    # One grace is for calls in flight, one for abandoned calls, and one for the undos.
+    limits = [driver.run.settings.grace * (1 if driver.run.settings.durable else 3) for driver in drivers]
+    return await _done([driver.ended() for driver in drivers], max(limits, default=0) + MARGIN)
 
 
 def _cancelled(run: RunState) -> StepCancelled:

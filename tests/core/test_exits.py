@@ -525,20 +525,23 @@ def test_an_exit_in_a_call_of_an_async_store_ends_the_loop_and_parks_all_runs(
 OVER = (Status.SUCCESS, Status.PARKED)
 
 
-def several(wf: Workflow, store: Any) -> None:
+def several(wf: Workflow, store: Any, *, engines: int = 1) -> None:
     """Begin runs with the keys "k" and "l", which an exit ends."""
     make_async(wf)
 
     async def main() -> None:
-        engine = AsyncEngine(store=store, grace=1)
-        await asyncio.gather(*(engine.run(wf, idempotency_key=key) for key in "kl"))
+        shared = [AsyncEngine(store=store, grace=1) for _ in range(engines)]
+        await asyncio.gather(*(shared[n % engines].run(wf, idempotency_key=key) for n, key in enumerate("kl")))
 
     with pytest.raises(SystemExit):
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("engines", [1, 2], ids=["one engine", "two engines"])
 @pytest.mark.parametrize("nested", [False, True], ids=["step", "wait_for"])
-def test_an_exit_in_a_step_parks_all_runs_of_the_loop(tmp_path: Path, ledger: Ledger, nested: bool) -> None:
+def test_an_exit_in_a_step_parks_all_runs_of_the_loop(
+    tmp_path: Path, ledger: Ledger, nested: bool, engines: int
+) -> None:
     store, wf, strikes = SQLiteStore(tmp_path / "db"), Workflow("w"), once()
 
     async def struck() -> None:
@@ -552,7 +555,7 @@ def test_an_exit_in_a_step_parks_all_runs_of_the_loop(tmp_path: Path, ledger: Le
     ledger.add(wf, "a")
     wf.add_step("b", awaits, depends_on="a")
     ledger.add(wf, "c", depends_on="b")  # The second run may have completed its step b in the moment of the exit.
-    several(wf, OnTheLoop(store))
+    several(wf, OnTheLoop(store), engines=engines)
     assert (status(store, "k"), status(store, "l")) == (Status.PARKED, Status.PARKED)
     assert list(ledger) == ["a", "a"]
 
