@@ -384,6 +384,14 @@ HOOK_DURATION: Final = Metric(
 CAPPED: Final = Metric(
     "flowcore.telemetry.capped", "counter", "{measurement}", ("hook",), "Measurements that went to the series _other."
 )
+CLOCK: Final = Metric(
+    "flowcore.clock.timestamp",
+    "gauge",
+    "s",
+    (),
+    "The clock of the process, when it was read; the other timestamps of the process are by this clock.",
+    "livemostrecent",
+)
 WORKFLOW_INFO: Final = Metric(
     "flowcore.workflow.info", "gauge", "{workflow}", ("workflow", "steps"), "Known workflows; always 1.", "max"
 )

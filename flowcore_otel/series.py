@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -69,7 +70,7 @@ REPORTED: Final[tuple[Metric, ...]] = (
 """the gauges that engines report from time to time; their functions take the value and the engine's IsOpen"""
 OF_THREADS: Final[tuple[Metric, ...]] = (names.WORKERS, names.WORKERS_LIMIT)
 POLLED: Final[tuple[Metric, ...]] = (
-    *(names.RUNS_ACTIVE, names.RUNS_QUEUED, names.STEPS_READY, names.OLDEST_START),
+    *(names.RUNS_ACTIVE, names.RUNS_QUEUED, names.STEPS_READY, names.OLDEST_START, names.CLOCK),
     *OF_THREADS,
     *REPORTED,
 )
@@ -320,6 +321,8 @@ class Series(ABC):
 
     def poll(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
         """Return the current values of one of the POLLED gauges, each with its labels."""
+        if metric is names.CLOCK:
+            return [((), time.time())]
         if metric is names.WORKERS_LIMIT:
             return [((), self._engines.limit())]
         if metric is names.WORKERS:

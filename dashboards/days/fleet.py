@@ -80,6 +80,8 @@ class Process:
     forecast: Forecast = lambda at, flow: Weather()
     held: Callable[[int, Flow], dict[str, int]] = lambda at, flow: {}
     """what a survey of the store counts, by status"""
+    clock: int = 0
+    """the seconds by which its clock is ahead"""
     rich: bool = False
     """whether steps have histograms of durations too: for pictures, not for alerts"""
     seed: int = 4
@@ -162,10 +164,11 @@ class Process:
         busy = 0.0
         for flow in self.flows:
             busy += self._run(at, flow)
+        if self.flows and (self.rich or self.clock):
+            self.set(names.LAST_RECOVERY, at + self.clock - 7)
         if self.flows and self.rich:
             self.set(names.WORKERS, min(32.0, round(busy)), state="busy")
             self.set(names.WORKERS, 0, state="abandoned")
-            self.set(names.LAST_RECOVERY, at - 7)
             self.add(names.HOOK_DURATION, 0.004, hook="TracingHook")
             self.add(names.HOOK_DURATION, 0.002, hook="PrometheusHook")
         self.scrape(at, up=up)
@@ -183,9 +186,9 @@ class Process:
             self.add(names.RUNS, ended, workflow=flow.name, outcome=outcome)
             if ended:
                 self.observe(names.RUN_DURATION, ended, whole, workflow=flow.name, outcome=outcome)
-                self.set(names.LAST_END, at - 3, workflow=flow.name, outcome=outcome)
+                self.set(names.LAST_END, at + self.clock - 3, workflow=flow.name, outcome=outcome)
                 if outcome == "success":
-                    self.set(names.LAST_SUCCESS, at - 3, workflow=flow.name)
+                    self.set(names.LAST_SUCCESS, at + self.clock - 3, workflow=flow.name)
         for step in flow.steps:
             self._step(flow, step, count, slow[step.name], weather)
         if self.rich and flow.repeated:
@@ -206,7 +209,8 @@ class Process:
             self.set(names.RUNS_QUEUED, 0, workflow=flow.name)
             self.observe(names.QUEUE_DURATION, count, 0.0009, workflow=flow.name)
         self.set(names.STEPS_READY, round(in_flight / 12), workflow=flow.name)
-        self.set(names.OLDEST_START, at - min(2 * whole, 50) if count else math.inf, workflow=flow.name)
+        started = at + self.clock - min(2 * whole, 50)
+        self.set(names.OLDEST_START, started if count else math.inf, workflow=flow.name)
         for status in ("held", "parked", "incomplete", "expired", "overdue"):
             self.set(names.STORE_RUNS, self.held(at, flow).get(status, 0), workflow=flow.name, status=status)
         return in_flight
@@ -245,6 +249,7 @@ class Process:
     def scrape(self, at: int, *, up: bool = True) -> None:
         """A sample of each series that has changed, or would be forgotten."""
         samples, instance = self.samples, (("instance", self.instance), ("job", self.job))
+        self.set(names.CLOCK, at + self.clock)
         samples.setdefault(("up", instance), []).append((at, float(up)))
         if not up:
             return

@@ -262,6 +262,13 @@ def _out_of_memory(job: str, end: int, samples: Samples) -> int:
     return began
 
 
+def _clock_behind(job: str, end: int, samples: Samples) -> int:
+    """A host whose clock is an hour behind. Nothing else is wrong."""
+    flow = replace(REFUND, rate=2, failed=0.0)
+    _live([Process(job, "a", (flow,), samples, clock=-HOUR)], end - 54 * HOUR, end)
+    return end - DAY
+
+
 def _one_batch(job: str, end: int, samples: Samples) -> int:
     """Ten thousand runs in ten minutes, six days ago; the process stays for an hour, and no other run follows."""
     began = end - 6 * DAY
@@ -334,6 +341,7 @@ STORIES: Final = (
         _out_of_memory,
         (Expected("FlowcoreTakeoverSurge", "ticket", "refund", 120, 200),),
     ),
+    Story("clock-behind", "a host whose clock is an hour behind", _clock_behind),
     Story("one-batch", "ten thousand runs, and then no more", _one_batch, days=8),
     Story(
         "renamed",

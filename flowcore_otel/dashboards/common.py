@@ -65,10 +65,10 @@ def share(q: Source, outcome: str, by: tuple[str, ...] = ()) -> str:
 
 
 def since_success(q: Source, reported: str, by: tuple[str, ...] = ()) -> str:
-    """Return a query for the seconds since the last success. `reported`: the selector for what processes report of it; the
+    """Return a query for the seconds since the last success. `reported`: a query for what processes report of it; the
     recording rules remember it when the process is gone."""
-    last = f"{reported} or {q.recorded(LAST_SUCCESS)}"
-    return f"time() - max {q.by(*by)} ({last})" if by else f"time() - max({last})"
+    since = f"({reported} or time() - {q.recorded(LAST_SUCCESS)} >= 0)"
+    return f"min {q.by(*by)} {since}" if by else f"min{since}"
 
 
 def numbers(q: Source, width: int = 4) -> list[Panel]:
@@ -206,7 +206,7 @@ def leases_lost(q: Source, at: Place) -> Panel:
 
 
 def oldest_run(q: Source, at: Place) -> Panel:
-    oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)})"
+    oldest = f"max {q.by('workflow')} {q.age(names.OLDEST_START)}"
     return lines(
         at,
         "Age of the oldest run in flight",

@@ -103,8 +103,8 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
     burn = f"max {q.by('workflow')} ({bad} / ({every} > 0)) / {1 - common.OBJECTIVE:g}"
     p95 = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range")
     p95_before = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range", offset=" offset 1d")
-    succeeded = common.since_success(q, q.select(names.LAST_END, outcome=SERVED), by)
-    oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)}) >= 0"
+    succeeded = common.since_success(q, q.age(names.LAST_END, outcome=SERVED), by)
+    oldest = f"max {q.by('workflow')} {q.age(names.OLDEST_START)} >= 0"
     # Unknown workflows, which are always counted, only have a row if runs of theirs are held.
     counted = f"max {q.by('workflow')} ({q.stored('held', by=by)})"
     held = f"{counted} > 0 or {counted} and on ({q.label('workflow')}) {q.select(names.WORKFLOW_INFO)}"

@@ -89,7 +89,7 @@ def of_store(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreRecoveryStale",
-            f"time() - max by (job) ({q.select(names.LAST_RECOVERY)}) > 900\nand on (job) {RECOVERING}",
+            f"min by (job) {q.age(names.LAST_RECOVERY)} > 900\nand on (job) {RECOVERING}",
             "1m",
             "ticket",
             "{{ $labels.job }} no longer recovers runs",

@@ -168,6 +168,16 @@ class Source:
         counted = self._sum(f"increase({self.select(metric, **matchers)}[$__range] @ end())", "", by)
         return f"on ({', '.join(map(self.label, by))}) topk({number}, {counted})"
 
+    def age(self, metric: Metric, **matchers: str) -> str:
+        """Return a query for the seconds since a timestamp, by the clock of the process that has reported it.
+
+        The clock of Prometheus replaces one that is not reported, as in multiprocess mode, or that stands still, as in a
+        Pushgateway. Two clusters may have the same jobs and instances, hence the maximum.
+        """
+        reported, clock = self.select(metric, **matchers), self.select(names.CLOCK)
+        ticking = f"max by (job, instance) ({clock} unless {clock} == {clock} offset 5m)"
+        return f"({ticking} - on (job, instance) group_right () {reported} or time() - {reported})"
+
     def alerts(self) -> str:
         """Return a query for the alerts that fire now."""
         return 'ALERTS{alertname=~"Flowcore.+", alertstate="firing", job=~"$job"}'

@@ -41,7 +41,7 @@ def of_runs(q: Source) -> list[Alert]:
     undone = q.increase(names.RUNS, window="1h", by=by, outcome=UNDONE)
     lately = q.increase(names.RUNS, window="10m", by=by)
     undone_lately = q.increase(names.RUNS, window="10m", by=by, outcome=UNDONE)
-    age = f"time() - min {q.by(*by)} ({q.select(names.OLDEST_START)})"
+    age = f"max {q.by(*by)} {q.age(names.OLDEST_START)}"
     attempts = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"))
     failed = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"), outcome="!=success")
     retries = q.increase(names.STEP_RETRIES, window="10m", by=(*by, "step"))
@@ -202,6 +202,8 @@ def _limits(q: Source, age: str) -> list[Alert]:
 
     since = f"time() - {LAST_SUCCESS}"
     usual = f"clamp_min(3 * {PAUSE}, 3600)"
+    # The counter does not depend on the clock of the process, which may be an hour behind.
+    counted = q.increase(names.RUNS, window="1h", by=("job", "workflow"), outcome=SERVED)
     # A workflow that has been known for less than two days has no usual pause yet, nor has one that has only succeeded on one
     # day, such as a batch that was run once.
     known = f"last_over_time({LAST_SUCCESS}[1d] offset 2d) and {LAST_SUCCESS} - {FIRST_SUCCESS} > {_ALMOST_A_DAY}"
@@ -219,7 +221,7 @@ def _limits(q: Source, age: str) -> list[Alert]:
         Alert(
             "FlowcoreSuccessOverdue",
             f"{since} > {by_workflow} group_left () {limit(SUCCESS_LIMIT)}\nor\n"
-            f"({since} > {usual} and {known} unless {by_workflow} {limit(SUCCESS_LIMIT)})\n"
+            f"({since} > {usual} and {known} unless {by_workflow} {limit(SUCCESS_LIMIT)} unless {counted} > 0)\n"
             f"unless {by_both} {_FAILS_EACH_TIME}",
             "5m",
             "ticket",

@@ -127,7 +127,7 @@ def _surviving(q: Source) -> Section:
                 (10, 7, 4, 7),
                 "Last round of recovery",
                 "How long ago a process last looked for runs to take over.",
-                f"time() - max({q.select(names.LAST_RECOVERY)})",
+                f"min({q.age(names.LAST_RECOVERY)})",
                 unit="s",
                 thresholds=steps(colours.SUCCESS, (300, colours.WAITING), (3600, colours.FAILED)),
                 empty="No process recovers: give one engine recover_every=.",

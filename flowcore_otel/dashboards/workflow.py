@@ -78,7 +78,7 @@ def _working(q: Source) -> Section:
 
 def _last_success(q: Source) -> Panel:
     """The seconds since the last success: one query has data while that is as usual, and the other when it is not."""
-    since = common.since_success(q, q.select(names.LAST_SUCCESS))
+    since = common.since_success(q, q.age(names.LAST_SUCCESS))
     overdue = f"{since} > clamp_min(3 * max({q.recorded(PAUSE)}), 3600)"
     return stat(
         (21, 5, 3, 5),

@@ -113,3 +113,14 @@ engine.close()
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert (done.stdout, done.stderr) == ("3 True\n0 None\n", "")
+
+
+def test_the_clock_of_the_process_is_shown(registry: CollectorRegistry) -> None:
+    reader = InMemoryMetricReader()
+    PrometheusHook(registry)
+    MetricsHook(MeterProvider([reader]))
+    before = time.time()
+    shown = registry.get_sample_value(names.CLOCK.prometheus)
+    (point,) = (point for metric, point in points(reader) if metric is names.CLOCK)
+    assert shown is not None
+    assert before <= shown <= point.value <= time.time()
