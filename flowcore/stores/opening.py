@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from collections.abc import Mapping
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from ..errors import DefinitionError, safe_repr, safe_str
+from ..retry import CENTURY
 from .base import Store
 
 __all__ = ["open_store"]
 
 _TEMPORAL: Final = "temporal://host:7233/namespace?task_queue=orders"
+_REDIS_OPTIONS: Final = frozenset(
+    {
+        *("db", "username", "password", "protocol", "client_name", "decode_responses", "encoding", "legacy_responses"),
+        *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "retry_on_timeout"),
+        *("max_connections", "health_check_interval"),
+    }
+)
+"""the options of redis-py that a URL can give, beside those of TLS"""
 _FORMS: Final = f"sqlite:runs.db, redis://host:6379/0, rediss://host:6379/0, unix:///run/redis.sock or {_TEMPORAL}"
 
 
@@ -34,7 +45,7 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
     if scheme == "sqlite":
         if prefix is not None:
             raise DefinitionError("an SQLite store has no prefix. Leave prefix= out.")
-        path = url.removeprefix("sqlite:").removeprefix("//")
+        path = url.partition(":")[2].removeprefix("//")
         if not os.path.exists(path):  # noqa: PTH110 - the path may hold what pathlib would normalise away
             raise DefinitionError(f"there is no SQLite file {safe_repr(path)}. Check the path of the store.")
         from .sqlite import SQLiteStore
@@ -53,7 +64,8 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
             client: Any = cast("Any", redis.Redis).from_url(url)
             pool = client.connection_pool
             pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but refuses unknown options
-        except (TypeError, ValueError) as error:
+            _check_redis(_parts_of(url), pool.connection_kwargs)
+        except (AttributeError, TypeError, ValueError, redis.RedisError) as error:
             raise DefinitionError(f"this is not a Redis URL ({safe_str(error, 200)}). Use {_FORMS}.") from None
         return RedisStore(client, **options)
     if scheme == "temporal":
@@ -76,6 +88,22 @@ def _parts_of(url: object) -> SplitResult:
             f"a password, and use {_FORMS}."
         ) from None
     return parts
+
+
+def _check_redis(parts: SplitResult, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for what redis-py accepts in a URL but cannot use. For a path that is not a number, it would select
+    database 0; a text for an option that needs an object would fail at the first command."""
+    if parts.scheme != "unix" and re.fullmatch(r"/?[0-9]*/?", parts.path) is None:
+        raise ValueError(
+            "its path must be the number of a database"
+        )  # may be a part of a password, so it is not quoted
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if not (name in _REDIS_OPTIONS or name.startswith("ssl_")):
+            raise ValueError(f"a URL cannot give the option {safe_repr(name)}")
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        wait = options.get(name)
+        if wait is not None and not 0 < wait <= CENTURY:
+            raise ValueError(f"{name} must be a number of seconds above 0, not {wait!r}")
 
 
 def _temporal(url: str, options: dict[str, Any]) -> Store:

@@ -175,6 +175,13 @@ def test_a_store_is_opened_by_a_url_that_is_a_string(wrong: Any) -> None:
         open_store(wrong)
 
 
+@pytest.mark.parametrize("scheme", ["sqlite:", "SQLite:", "sqlite://"])
+def test_the_scheme_of_a_url_is_read_in_upper_and_lower_case(path: Path, scheme: str) -> None:
+    SQLiteStore(path).close()
+    with closing(cast("SQLiteStore", open_store(f"{scheme}{path}"))) as store:
+        assert store.path == str(path)
+
+
 def test_options_that_cannot_be_meant_are_refused(path: Path) -> None:
     for option in ("durability", "traceback"):
         with pytest.raises(DefinitionError, match=rf"{option}=\)? must be .*, not \[\]"):
