@@ -1,7 +1,9 @@
 """SQLiteStore and its file: what it makes, what it refuses, what it makes of a file that others have been at, and time."""
 
+import errno
 import gc
 import itertools
+import os
 import re
 import shutil
 import sqlite3
@@ -202,6 +204,18 @@ def test_options_that_cannot_be_meant_are_refused(path: Path) -> None:
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot make .*runs\.db: its folder does not exist; create it first"):
         SQLiteStore(tmp_path / "nowhere" / "runs.db")
+
+
+def test_a_path_that_no_file_can_have_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for name, why in (("circle", os.strerror(errno.ELOOP)), ("x" * 252, os.strerror(errno.ENAMETOOLONG))):
+        with pytest.raises(StoreError, match=rf"SQLiteStore cannot .* \({why}\): "):
+            SQLiteStore(tmp_path / name)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StoreError, match=r"the current folder of this process was removed: give an absolute path"):
+        SQLiteStore("runs.db")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

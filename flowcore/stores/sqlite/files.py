@@ -47,6 +47,8 @@ def check_access(path: str) -> None:
             status = os.stat(name)  # noqa: PTH116 - as everywhere here
         except FileNotFoundError:
             continue
+        except OSError as error:  # a circle of links, or a log whose name is too long
+            raise StoreError(f"SQLiteStore cannot use {name} ({error.strerror}): name another file.") from error
         if status.st_uid not in trusted:
             raise StoreError(
                 f"{name} belongs to another user (uid {status.st_uid}), who may have prepared it: give it to this "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from ...errors import DefinitionError, safe_repr
+from ...errors import DefinitionError, StoreError, safe_repr
 from ...retry import Duration, flag, seconds
 from ...status import Status
 from ..arguments import check_clock
@@ -97,7 +97,7 @@ class SQLiteStore(Operating):
         check_clock(wall, "SQLiteStore(wall=)")
         kept = seconds(retention, "SQLiteStore(retention=)")
         encoding = Encoding(codec, max_value_bytes, traceback)
-        place = os.path.abspath(given)  # noqa: PTH100 - symbolic links are not resolved: the user may change them
+        place = _absolute(given)
         database = Database(
             place,
             tables.SCHEMA,
@@ -320,6 +320,17 @@ def _file_name(path: object) -> str:
     except (TypeError, ValueError):
         pass
     raise DefinitionError(f"SQLiteStore(path) must be the path of a file, not {safe_repr(path)}.")
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path. Symbolic links are not resolved, because the user may change them. Raises StoreError."""
+    try:
+        return os.path.abspath(name)  # noqa: PTH100 - see above
+    except FileNotFoundError:
+        raise StoreError(
+            f"SQLiteStore cannot find {safe_repr(name)}, because the current folder of this process was removed: give an "
+            "absolute path."
+        ) from None
 
 
 class _Over(NamedTuple):
