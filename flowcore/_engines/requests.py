@@ -46,7 +46,7 @@ def checked_request(
     """
     try:
         plan = workflow.freeze()
-    except AttributeError:
+    except (AttributeError, TypeError):  # TypeError: the class Workflow itself
         if isinstance(workflow, Workflow):
             raise
         raise DefinitionError(f"An engine runs workflows, not {safe_repr(workflow)}.") from None

@@ -667,9 +667,10 @@ def test_what_can_not_be_included_is_refused_by_name(wrong: dict[str, Any]) -> N
     assert wf.steps == ()
 
 
-def test_what_is_no_workflow_is_refused_in_one_sentence(drive: Drive) -> None:
+@pytest.mark.parametrize("wrong", [7, Workflow], ids=repr)
+def test_what_is_no_workflow_is_refused_in_one_sentence(drive: Drive, wrong: Any) -> None:
     with pytest.raises(DefinitionError, match="workflow"):
-        drive(7)  # type: ignore[arg-type,unused-ignore]  # the point
+        drive(wrong)
 
 
 def test_two_steps_cannot_share_a_name() -> None:
