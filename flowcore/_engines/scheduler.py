@@ -300,12 +300,12 @@ class Scheduled:
         key, values, call = fire_key(self.schedule.name, fire.at), self._values, fire.values
         if call is not None:
             fire.values = None  # if the fire cannot begin, the next try calls it again
-            try:
-                values = call.result()
-            except Exception as error:
+            error = call.exception()  # an exit in the call's own thread is an error of the call as any other
+            if error is not None:
                 raise DefinitionError(
                     f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"
                 ) from error
+            values = call.result()
         begun = yield partial(self._begin, self.workflow, values, key)
         if not begun:
             yield from self._previous.is_decided(fire.at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -59,6 +60,33 @@ def test_slow_values_delay_only_their_own_schedule(driver: str, tmp_path: Path) 
         until(lambda: seen, "the fire whose values took long")
     assert values.called[:1] == [seen[0][0]], "it is called once, and its fire comes first"
     assert all(fire == day for fire, day in seen)
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+@pytest.mark.parametrize("raised", [SystemExit(3), asyncio.CancelledError()], ids=repr)
+def test_an_exit_in_values_skips_the_fire_and_reaches_nothing_else(
+    driver: str, raised: BaseException, tmp_path: Path
+) -> None:
+    exits, planned = Workflow("exits"), list[datetime]()
+    other, others = noting()
+
+    def values(at: datetime) -> dict[str, Any]:
+        planned.append(at)
+        raise raised
+
+    def add(engine: Any) -> None:
+        engine.schedule(exits, every=EVERY, values=values)
+        engine.schedule(other, every=EVERY)
+
+    reason = f"skipped: values= of schedule 'exits' raised {type(raised).__name__}: {raised}"
+    with (
+        closing(SQLiteStore(tmp_path / "runs.db", durability="normal")) as store,
+        scheduling(driver, store, add),
+    ):
+        until(lambda: reason in {head.reason for head in store.list_runs()}, "the record of the skipped fire")
+        count = len(others)
+        until(lambda: len(others) > count, "a fire of the other schedule")
+    assert len(planned) > 1
 
 
 @pytest.mark.parametrize("driver", ["threads", "asyncio"])
