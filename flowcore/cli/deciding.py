@@ -108,7 +108,8 @@ def _decide(
     filters = {name: value for name, value in filters.items() if value is not None}
     if bool(names) == bool(filters):
         raise click.UsageError("Name the runs, or say which with --workflow, --status or --older-than.")
-    records = [_named(operator, name, force=force) for name in names] if names else list(pages(operator, **filters))
+    found = (_named(operator, name, force=force) for name in names) if names else pages(operator, **filters)
+    records = list({record.key: record for record in found}.values())  # a key and its run id name one run
     if not records:
         raise RunNotFound("No run matches.")
     if dry_run or ((len(records) > 1 or verb.loses) and not yes):

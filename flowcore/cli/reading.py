@@ -32,6 +32,8 @@ _LAST: Final = 50
 """the number of recent runs whose median duration counts as usual"""
 _WIDEST: Final = 48
 """characters to which the cells of a column are padded at most"""
+_WIDEST_PICTURE: Final = 1_000
+"""the characters of a line of `timeline` at most, whatever COLUMNS says"""
 
 
 @click.command("ls")
@@ -142,7 +144,7 @@ def graph(operator: Operator, workflow: str, form: str | None, name: str | None)
 @pass_operator
 def timeline(operator: Operator, name: str) -> None:
     """Draw where a run's time went."""
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST_PICTURE)
     drawn = gantt(Timeline.of_record(operator.look_up(name)), width=width, ascii=not shows("█"))
     say(drawn)
 

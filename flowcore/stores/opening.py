@@ -136,21 +136,21 @@ def load(name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may exit while it is imported
         why = safe_str(error, 200) if isinstance(error, ImportError | AttributeError) else _described(error)
         raise DefinitionError(f"{safe_repr(name)} cannot be imported ({why}). Name it as module:attribute.") from error
     if not callable(found) or hasattr(found, "dumps"):
         return found
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DefinitionError(
             f"calling {safe_repr(name)} without arguments raised {_described(error)}. "
             "Name the object itself, or a function that returns it."
         ) from error
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {safe_str(error, 200)}"
 
 

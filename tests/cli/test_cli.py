@@ -218,6 +218,13 @@ def test_many_runs_are_counted_before_they_are_touched(flowcore: Given) -> None:
         (["ls", "--codec", "codec_of_test:none"], 2, "'codec_of_test:none' is None, not a codec"),
         (["ls", "--codec", "raises_of_test:x"], 2, "cannot be imported (RuntimeError: boom)"),
         (["ls", "--codec", "syntax_of_test:x"], 2, "cannot be imported (SyntaxError"),
+        (["ls", "--codec", "exits_of_test:x"], 2, "'exits_of_test:x' cannot be imported (SystemExit: 0)"),
+        (
+            ["ls", "--codec", "codec_of_test:exits"],
+            2,
+            "calling 'codec_of_test:exits' without arguments raised SystemExit: 0",
+        ),
+        (["graph", "exits_of_test:x"], 2, "'exits_of_test:x' cannot be imported (SystemExit: 0)"),
         (["ls", "--store", "redis://[::1"], 2, "not the URL of a store: its host or its port cannot be read"),
         (
             ["ls", "--store", "http://user:" + "hidden" + "@[x"],
@@ -251,7 +258,10 @@ def test_an_error_is_one_line_and_has_its_exit_code(
     code: int,
     sentence: str,
 ) -> None:
-    (tmp_path / "codec_of_test.py").write_text("none = None\ndef raises():\n    raise RuntimeError('no key file')\n")
+    (tmp_path / "codec_of_test.py").write_text(
+        "from sys import exit\nnone = None\ndef raises():\n    raise RuntimeError('no key file')\ndef exits():\n    exit(0)\n"
+    )
+    (tmp_path / "exits_of_test.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "raises_of_test.py").write_text("raise RuntimeError('boom')\n")
     (tmp_path / "syntax_of_test.py").write_text("def (\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -438,6 +448,27 @@ def test_a_record_that_cannot_be_read_is_released_by_force(flowcore: Given, url:
     assert (code, "has the unknown value 'odd'" in said) == (1, True)
     assert flowcore("release", "--yes", "--force", "order-1")[:2] == (0, "release 'order-1': recorded\n")
     assert "No run has the key" in flowcore("show", "order-1")[2]
+
+
+def test_a_closed_input_confirms_nothing(flowcore: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as in a process that a shell starts with <&-
+    code, _, said = flowcore("release", "order-0")
+    assert (code, said.splitlines()[-1]) == (4, "release 1 run? [y/N]: flowcore: Nothing was done.")
+    sys.stdin.close()
+
+
+def test_a_run_that_is_named_twice_is_decided_once(flowcore: Given) -> None:
+    run_id = data(flowcore("--json", "show", "order-2"))["run_id"]
+    _, text, said = flowcore("undo", "order-2", run_id, "order-2")
+    assert (text, said) == ("undo 'order-2': recorded\n", "")
+
+
+def test_a_timeline_has_an_end_on_a_terminal_that_claims_to_have_none(
+    flowcore: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "99999999")
+    code, text, _ = flowcore("timeline", "order-0")
+    assert (code, max(map(len, text.splitlines())) <= 1_000) == (0, True)
 
 
 def test_a_closed_output_is_no_error(flowcore: Given, monkeypatch: pytest.MonkeyPatch) -> None:
