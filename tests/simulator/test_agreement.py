@@ -8,7 +8,7 @@ other, only the last step fails, after all others are over; otherwise, chance wo
 import asyncio
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -333,10 +333,12 @@ def _at_once(fn: Any) -> Any:
 
 
 @pytest.mark.parametrize("driver", [*DRIVERS, "at once"])
-def test_runs_that_need_no_driver_are_reported_like_those_that_do(driver: str) -> None:
+def test_runs_that_need_no_driver_are_reported_like_those_that_do(
+    driver: str, share: Callable[[Iterable[int]], Iterator[int]]
+) -> None:
     """Only a run with a key or a deadline needs a driver. All runs have the same events, scopes and order."""
     with no_waiting():
-        for number in range(CORPUS):
+        for number in share(range(CORPUS)):
             kind, spec = corpus(number)
             if driver == "at once" and spec.faults:
                 continue  # A coroutine that never waits is never late.

@@ -48,7 +48,7 @@ def prove(seed: int) -> Tale:
     return tale
 
 
-@pytest.mark.proof(quick=1000, full=10_000, each=500)
+@pytest.mark.proof(quick=500, full=10_000, each=500)
 def test_every_promise_holds_through_crashes_and_takeovers(seeds: range) -> None:
     for seed in seeds:
         prove(seed)
@@ -105,7 +105,7 @@ def test_hypothesis_finds_no_broken_promise_in_a_crash_and_would_shrink_one(plot
     assert not broken, "; ".join(broken)
 
 
-@pytest.mark.proof(quick=500, full=3000, each=100)
+@pytest.mark.proof(quick=300, full=3000, each=100)
 def test_a_durable_store_changes_nothing_where_nothing_crashes(seeds: range) -> None:
     for seed in seeds:
         store = SimulatedStore()

@@ -86,7 +86,7 @@ def order_broken(spec: Spec, story: Story, effects: list[Effect]) -> Iterator[st
                 yield f"{other} is undone before its dependant {step.name}"
 
 
-@pytest.mark.proof(quick=1000, full=10_000, each=500)
+@pytest.mark.proof(quick=500, full=10_000, each=500)
 def test_a_run_in_memory_is_undone_or_has_succeeded_after_an_exit_at_any_moment(seeds: range) -> None:
     struck = Counter[str]()
     for seed in seeds:

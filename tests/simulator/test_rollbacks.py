@@ -70,7 +70,7 @@ def with_rollbacks(seed: int) -> tuple[Any, GoesBack]:
     return trial, store
 
 
-@pytest.mark.proof(quick=500, full=10_000, each=100)
+@pytest.mark.proof(quick=300, full=10_000, each=100)
 def test_a_store_that_goes_back_under_a_live_owner_changes_nothing(seeds: range) -> None:
     times = 0
     for seed in seeds:
@@ -124,7 +124,7 @@ def broken(tale: Tale) -> Iterator[str]:
                 yield f"a success of {results - done}, which never ran"
 
 
-@pytest.mark.proof(quick=500, full=10_000, each=100)
+@pytest.mark.proof(quick=300, full=10_000, each=100)
 def test_a_store_that_goes_back_amid_crashes_runs_nothing_out_of_order_and_gives_no_false_success(seeds: range) -> None:
     went_back = 0
     for seed in seeds:

@@ -39,7 +39,7 @@ def prove(seed: int) -> Trial:
     return trial
 
 
-@pytest.mark.proof(quick=2000, full=10_000, each=500)
+@pytest.mark.proof(quick=1000, full=10_000, each=500)
 def test_every_promise_holds_for_thousands_of_seeds(seeds: range) -> None:
     for seed in seeds:
         prove(seed)
