@@ -207,6 +207,7 @@ class MeasuringHook:
 
     def _run_started(self, event: RunStarted) -> None:
         run = event.state[self] = self._series.flow(event.workflow).begin(event.at, event.wall, event.waiting)
+        run.held_back = event.held_back
         if event.key is not None:
             run.schedule = schedule_of(event.key)
         if self._exemplars:

@@ -272,6 +272,14 @@ WAIT_DURATION: Final = _seconds(
 STEPS_READY: Final = Metric(
     "flowcore.steps.ready", "updown", "{step}", ("workflow",), "Steps that are ready and have not started."
 )
+STEPS_HELD_BACK: Final = Metric(
+    "flowcore.steps.held_back",
+    "updown",
+    "{step}",
+    ("workflow",),
+    "Ready steps that start only when another step of their run ends, because of max_parallel= or, in an AsyncEngine, "
+    "max_workers=.",
+)
 WORKERS: Final = Metric(
     "flowcore.workers",
     "gauge",

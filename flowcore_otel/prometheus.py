@@ -190,8 +190,8 @@ class PrometheusHook(MeasuringHook):
     `flowcore_telemetry_capped_total`. `buckets`: upper bounds in seconds for the durations of runs and steps. `detail`:
     "step" for one series per step, or "workflow" for one per workflow, `step="_all"`. `version`: the version of the
     service, for `flowcore_app_info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. In multiprocess mode
-    prometheus_client drops exemplars and the gauges that are computed at each scrape: `flowcore_workers` and
-    `flowcore_workers_limit`.
+    prometheus_client drops exemplars and the gauges that are computed at each scrape: `flowcore_workers`,
+    `flowcore_workers_limit`, `flowcore_steps_held_back` and `flowcore_clock_timestamp_seconds`.
 
     Safe for any number of runs, engines and threads at once. Needs prometheus-client only. Raises ValueError if buckets
     do not rise, for an unknown detail, and if an earlier hook on the registry has other buckets or detail.

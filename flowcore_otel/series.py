@@ -68,7 +68,8 @@ REPORTED: Final[tuple[Metric, ...]] = (
     *(names.SCHEDULE_NEXT, names.LAST_RECOVERY),
 )
 """the gauges that engines report from time to time; their functions take the value and the engine's IsOpen"""
-OF_THREADS: Final[tuple[Metric, ...]] = (names.WORKERS, names.WORKERS_LIMIT)
+OF_THREADS: Final[tuple[Metric, ...]] = (names.STEPS_HELD_BACK, names.WORKERS, names.WORKERS_LIMIT)
+"""the gauges that do not exist in prometheus_client's multiprocess mode"""
 POLLED: Final[tuple[Metric, ...]] = (
     *(names.RUNS_ACTIVE, names.RUNS_QUEUED, names.STEPS_READY, names.OLDEST_START, names.CLOCK),
     *OF_THREADS,
@@ -80,7 +81,7 @@ POLLED: Final[tuple[Metric, ...]] = (
 class InFlightRun:
     """One run in flight, as one hook sees it."""
 
-    __slots__ = ("at", "caller", "flow", "schedule", "steps", "traced", "waiting", "wall")
+    __slots__ = ("at", "caller", "flow", "held_back", "schedule", "steps", "traced", "waiting", "wall")
 
     def __init__(self, flow: WorkflowSeries, at: float, wall: float, waiting: Callable[[], int]) -> None:
         self.flow = flow
@@ -90,6 +91,8 @@ class InFlightRun:
         """seconds since the epoch at the moment `at`"""
         self.waiting = waiting
         """returns how many steps are ready and have not started"""
+        self.held_back: Callable[[], int] = int
+        """returns how many of these start only when another step of the run has ended"""
         self.traced: Traced | None = None
         """the run's spans, if they are sampled"""
         self.caller: Exemplar | None = None
@@ -133,6 +136,7 @@ class WorkflowSeries:
     def end(self, run: InFlightRun) -> None:
         """Remove a run that has ended. Does nothing for a run of the process that this one was forked from."""
         self.runs.pop(run, None)
+        run.held_back = int  # breaks a reference cycle through the state of the run
 
     def forget(self) -> None:
         """Drop all runs after a fork: they belong to the parent process."""
@@ -147,6 +151,9 @@ class WorkflowSeries:
 
     def ready(self) -> int:
         return sum(run.waiting() for run in self.runs.copy())
+
+    def held_back(self) -> int:
+        return sum(run.held_back() for run in self.runs.copy())
 
     def oldest(self) -> float:
         """When the oldest run in flight started, in seconds since the epoch; +Inf when there is none."""
@@ -335,6 +342,7 @@ class Series(ABC):
             names.RUNS_ACTIVE: WorkflowSeries.active,
             names.RUNS_QUEUED: WorkflowSeries.waiting,
             names.STEPS_READY: WorkflowSeries.ready,
+            names.STEPS_HELD_BACK: WorkflowSeries.held_back,
             names.OLDEST_START: WorkflowSeries.oldest,
         }
         value: Callable[[WorkflowSeries], float] = values[metric]

@@ -8,7 +8,7 @@ context, and returns an `EventScope`; the function for the finish event leaves t
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from ..errors import LeaseLost as LeaseLostError, RunNotFound, RunTimeout
@@ -140,6 +140,14 @@ def _measured(run: RunState) -> None:
         run.hooks.emit(HooksMeasured(*fields_of(run, run.settings.clock()), hook_seconds), run.context)
 
 
+def _held_back(run: RunState) -> Callable[[], int]:
+    """Return a function that counts the ready steps that wait for another step of the run to end, not for a thread."""
+    ready, limit = run.ready, run.limit
+    if limit == run.settings.parallel and not run.settings.runs_async:
+        return int
+    return lambda: max(0, len(ready) - max(0, limit - run.running))
+
+
 def run_started(run: RunState) -> EventScope:
     scope = EventScope(run.settings.clock(), run.context)
     if RunStarted in run.wanted:
@@ -156,6 +164,7 @@ def run_started(run: RunState) -> EventScope:
             run.ready.__len__,
             {} if earlier is None else earlier.owner,
             earlier is not None and earlier.waited,
+            _held_back(run),
         )
         scope.enter(run.hooks, event, leaving)
         if leaving:

@@ -12,7 +12,7 @@ the hooks' own data, which all events of the run in this process share and which
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the key has an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error, overtaken, stopped |
-| RunStarted * | the run begins | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait |
+| RunStarted * | the run begins | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait, held_back |
 | RunRecovered | after the RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers, left |
 | RunJoined | a step, an undo or the end of a run of another process's caller comes here (on Temporal) | wall, carrier, carriers |
 | RunFinished | the run has ended, or waits in its store | outcome, duration, error, skipped, undone, elsewhere, expected, counted, left |

@@ -120,6 +120,9 @@ class RunStarted(Event):
     `step` that was in flight"""
     after_wait: bool = False
     """whether the run is resumed after it had waited in its store, which is not a takeover"""
+    held_back: Callable[[], int] = int
+    """returns how many of the `waiting` steps start only when another step of the run has ended, because of `max_parallel=` or,
+    in an AsyncEngine, `max_workers=`; for gauges"""
 
 
 @dataclass(slots=True, eq=False)

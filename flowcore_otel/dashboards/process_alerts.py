@@ -24,6 +24,8 @@ def of_workers(q: Source) -> list[Alert]:
     )
     of_process = q.by("job", "instance", "workflow")
     ready = f"sum {of_process} ({q.select(names.STEPS_READY)})"
+    held_back = f"sum {of_process} ({q.select(names.STEPS_HELD_BACK)})"
+    startable = f"({ready} - ({held_back} or {ready} * 0))"
     queued = f"sum {of_process} ({q.select(names.RUNS_QUEUED)})"
     started, begun = (
         q.increase(metric, "count", window="5m", by=("job", "instance", "workflow"))
@@ -43,7 +45,7 @@ def of_workers(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreStepsNotStarting",
-            f"count {q.by('job', 'workflow')} (({ready} > 0 or {queued} > 0)\nunless ({started} > 0 or {begun} > 0)\n"
+            f"count {q.by('job', 'workflow')} (({startable} > 0 or {queued} > 0)\nunless ({started} > 0 or {begun} > 0)\n"
             f"and on (job, instance) ({busy} < {limit})) > 0",
             "5m",
             "page",

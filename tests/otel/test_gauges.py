@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
-from flowcore import Engine, Workflow
+from flowcore import Context, Engine, Workflow
 from flowcore.events import StoreSurveyed
 from flowcore.stores import SQLiteStore
 from flowcore_otel import MetricsHook, PrometheusHook, names
 
+from .conftest import MakeDriver
 from .test_sinks import compared, points
 
 REPORTED = {names.STORE_RUNS, names.STORE_WAITING, names.SCHEDULE_NEXT, names.LAST_RECOVERY}
@@ -83,7 +85,7 @@ def test_a_forked_child_shows_the_threads_and_schedules_of_the_engine_that_it_us
     code = """
 import os, sys, time
 from prometheus_client import REGISTRY
-from flowcore import Engine, Workflow
+from flowcore import Context, Engine, Workflow
 from flowcore_otel import PrometheusHook
 
 wf = Workflow("trip")
@@ -124,3 +126,31 @@ def test_the_clock_of_the_process_is_shown(registry: CollectorRegistry) -> None:
     (point,) = (point for metric, point in points(reader) if metric is names.CLOCK)
     assert shown is not None
     assert before <= shown <= point.value <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("workers", "max_parallel", "held_back"),
+    [(8, 1, {"threads": 2, "asyncio": 2}), (1, None, {"threads": 0, "asyncio": 2}), (8, None, {})],
+)
+def test_ready_steps_that_wait_for_another_step_and_not_for_a_worker_are_held_back(
+    make_driver: MakeDriver,
+    registry: CollectorRegistry,
+    workers: int,
+    max_parallel: int | None,
+    held_back: dict[str, int],
+) -> None:
+    driver = make_driver(PrometheusHook(registry), max_workers=workers)
+    wf, shown = Workflow("trip", max_parallel=max_parallel), list[tuple[float | None, ...]]()
+    both = names.STEPS_READY, names.STEPS_HELD_BACK
+    all_run = threading.Barrier(3)
+
+    def work(ctx: Context) -> None:
+        if not held_back:
+            all_run.wait(20)
+        shown.append(tuple(registry.get_sample_value(metric.prometheus, {"workflow": "trip"}) for metric in both))
+
+    for name in ("book", "pay", "mail"):
+        wf.add_step(name, work)
+    driver.run(wf)
+    assert shown[0] == ((2, held_back[driver.kind]) if held_back else (0, 0))
+    assert [registry.get_sample_value(metric.prometheus, {"workflow": "trip"}) for metric in both] == [0, 0]
