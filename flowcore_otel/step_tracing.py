@@ -119,7 +119,7 @@ class StepTracing:
         self, run: Trace, family: StepSpans, event: StepFinished | CompensationFinished, attributes: Attributes
     ) -> None:
         self._end_pauses(run, family, event.step, event.at)
-        if event.attempts > 1:
+        if event.attempts > 1 or event.backoff:  # a backoff may be cut short, without another attempt
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
         attempts = family.attempts.pop(event.step, None)  # breaks a reference cycle through an error's traceback

@@ -116,6 +116,8 @@ def test_a_backoff_that_is_cut_short_by_a_siblings_failure_ends_with_its_step(dr
     assert backoff.attributes["flowcore.backoff.delay"] == 30
     assert backoff.end_time == step.end_time
     assert step.attributes["error.type"] == "OSError"
+    seconds = (backoff.end_time - backoff.start_time) / 1e9
+    assert step.attributes["flowcore.step.backoff"] == pytest.approx(seconds, abs=1e-3)
 
 
 def test_an_adopted_outcome_leads_to_the_run_that_was_waited_for(driver: Driver, spans: Spans) -> None:
