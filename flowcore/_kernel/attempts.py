@@ -186,7 +186,8 @@ class Attempts:
                 end.errors, end.failed = self.errors, self.failed
             self.last = end
             outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
-            pause = self._next_pause(end)
+            # In a copy, because an abandoned call may still be in the context. The predicate of Retry is user code, too.
+            pause = context.copy().run(self._next_pause, end)
             if pause is None:
                 return end
             if outstanding is not None:

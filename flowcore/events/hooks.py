@@ -194,7 +194,7 @@ class Hooks:
     def report_failure(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
         """Report an error of a hook or its scope: the first one in the log, and each one as HookFailed."""
         name = hook_name(hook)
-        self._log_once(name, type(event).__name__, error)
+        context.run(self._log_once, name, type(event).__name__, error)  # the record gets the ids of the run
         if type(event) is not HookFailed and HookFailed in self.wanted:
             self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flowcore import Context, LoggingHook, StepTimeout, Workflow
+from flowcore import Backoff, Context, LoggingHook, Retry, StepTimeout, Workflow
+from flowcore.events import StepFinished
 from flowcore_otel import LogContext, TracingHook
 
 from .conftest import Driver, MakeDriver, Spans, trip
@@ -124,6 +125,37 @@ def test_each_attempt_and_the_undo_say_which_they_are(driver: Driver, records: R
     driver.run(wf, check=False)
     assert [records.ids(f"attempt {number}") for number in (1, 2)] == [("trip", "pay", 1), ("trip", "pay", 2)]
     assert records.ids("undo") == ("trip", "book", 1)
+
+
+def test_the_predicate_of_a_retry_has_the_ids_of_the_attempt_that_failed(driver: Driver, records: Records) -> None:
+    wf = Workflow("trip")
+
+    def passing(error: Exception) -> bool:
+        log.info("asked about %s", error)
+        return True
+
+    def pay(ctx: Context) -> None:
+        raise ValueError(ctx.attempt)
+
+    def cancel(ctx: Context) -> None:
+        raise OSError("undo")
+
+    booked = wf.add_step("book", lambda ctx: None)
+    booked.compensate(retry=Retry(2, Backoff.fixed(0), on=passing))(cancel)
+    wf.add_step("pay", pay, depends_on="book", retry=Retry(3, Backoff.fixed(0), on=passing))
+    driver.run(wf, check=False)
+    assert [records.ids(f"asked about {number}") for number in (1, 2)] == [("trip", "pay", 1), ("trip", "pay", 2)]
+    assert records.ids("asked about undo") == ("trip", "book", 1)
+
+
+def test_the_error_of_a_hook_has_the_ids_of_its_run(make_driver: MakeDriver, records: Records) -> None:
+    def broken(event: object) -> None:
+        if isinstance(event, StepFinished):
+            raise OSError("full")
+
+    run = make_driver(LogContext(), broken).run(trip().wf)
+    (record,) = (record for record in records.records if record.name == "flowcore")
+    assert record.flowcore_run_id == run.id
 
 
 def test_an_attempt_that_completes_late_still_has_its_ids(make_driver: MakeDriver, records: Records) -> None:
