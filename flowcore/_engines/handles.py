@@ -85,7 +85,7 @@ class RunFuture(Future[Run]):
         until = math.inf if left is None else time.monotonic() + left
         while works and not self._is_quiet() and (now := time.monotonic()) < until:
             self._work_for_run(min(_LOOK, until - now))
-            left = None if left is None else max(0.0, until - time.monotonic())
+            left = None if left is None else _left(until)
             with self._paused:  # another thread may work on it
                 self._paused.wait_for(self._is_quiet, _LOOK)
         with self._paused:
@@ -115,7 +115,9 @@ class RunFuture(Future[Run]):
 
     def continues(self, driver: Driver) -> None:
         """For engines: note that another driver continues the run after a wait."""
-        self._driver = driver
+        with self._paused:
+            self._driver = driver
+            self._paused.notify_all()
 
     def stand_in(self, waiter: object) -> None:
         """Have another thread do what `result` does for a thread of the pool, because this thread waits for the run in
@@ -137,18 +139,29 @@ class RunFuture(Future[Run]):
         `timeout` seconds are left."""
         if self.done():
             return timeout
-        driver = self._driver
-        refuse_own_run(driver.run)
+        refuse_own_run(self._driver.run)
         if not self._pool.owns_current_thread():
             return timeout
         until = math.inf if timeout is None else time.monotonic() + timeout
-        if not driver.take_start():
-            driver.work_for_run(until)
-        elif self.set_running_or_notify_cancel():
-            driver.run_here(None, until)
-        else:
-            driver.on_over(driver)
-        return None if timeout is None else max(0.0, until - time.monotonic())
+        while not self.done():
+            driver = self._driver
+            if not driver.take_start():
+                driver.work_for_run(until)
+            elif self.set_running_or_notify_cancel():
+                driver.run_here(None, until)
+            else:
+                driver.on_over(driver)
+            if not driver.over:  # it is too late, or another thread works on the run
+                break
+            with self._paused:  # a run that waited in its store has another driver afterwards
+                self._paused.wait_for(partial(self._has_left, driver), None if timeout is None else _left(until))
+            if self._driver is driver:
+                break
+        return None if timeout is None else _left(until)
+
+    def _has_left(self, driver: Driver) -> bool:
+        """Whether the run has ended, or another driver continues it."""
+        return self.done() or self._driver is not driver
 
 
 class _Waiters(list[Any]):
@@ -178,6 +191,11 @@ def _work_for_runs(awaited: deque[RunFuture], waiter: weakref.ref[object]) -> No
     while awaited and waiter() is not None:
         with suppress(CancelledError):
             awaited.popleft().exception()
+
+
+def _left(until: float) -> float:
+    """Return the seconds until a moment (monotonic), or 0 if it has passed."""
+    return max(0.0, until - time.monotonic())
 
 
 def _finite(timeout: Duration | None) -> float | None:

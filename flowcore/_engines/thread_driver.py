@@ -93,6 +93,11 @@ class Driver(CallersThread):
         """Begin the run on this thread, after `take_start` returned True."""
         self._advance(self._main, None)
 
+    def begin_soon(self) -> None:
+        """Have a thread begin the run, after `take_start` returned True: one of the pool, or one that waits for the
+        run."""
+        self._post(self._main, None, optional=True)
+
     def drop(self, error: BaseException) -> bool:
         """End a run that has not begun with `error`. Returns False, and ends nothing, if it has begun."""
         if not self.take_start():

@@ -242,7 +242,7 @@ class ThreadRuns:
             again.on_over = partial(self._resolve, future, check)
             future.continues(again)
             if again.take_start():
-                self.pool.put(again.begin_now)
+                again.begin_soon()
             return
         if driver.recorded is not None and (driver.is_withdrawn or future.cancelled()):
             driver.ask_here("withdraw", driver.recorded)

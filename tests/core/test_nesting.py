@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import as_completed, wait as wait_for_all
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,12 @@ from flowcore import (
     FlowcoreError,
     IdempotencyInProgress,
     Retry,
+    Run,
     RunFuture,
     Status,
     Workflow,
 )
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 
 from .conftest import PATIENCE, Ledger, run_async
 
@@ -278,6 +280,33 @@ def test_a_step_may_wait_for_its_runs_in_any_way_while_all_threads_wait(
         parent.add_step("fan_out", fan_out)
         futures = [engine.submit(parent) for _ in range(6)]
         assert [future.result(PATIENCE)["fan_out"] for future in futures] == [3] * 6
+
+
+def paused_first(engine: Engine, wf: Workflow) -> list[Run]:
+    future = engine.submit(wf)
+    future.waiting(PATIENCE)
+    return [future.result()]
+
+
+WAYS_TO_GET_THE_RUNS: dict[str, Callable[[Engine, Workflow], list[Run]]] = {
+    "result": lambda engine, wf: [future.result() for future in [engine.submit(wf), engine.submit(wf)]],
+    "waiting, then result": paused_first,
+    "as_completed": lambda engine, wf: [future.result() for future in as_completed([engine.submit(wf)], PATIENCE)],
+    "map": lambda engine, wf: list(engine.map(wf, [{}, {}], check=True)),
+}
+
+
+@pytest.mark.parametrize("runs_of", WAYS_TO_GET_THE_RUNS.values(), ids=WAYS_TO_GET_THE_RUNS)
+def test_a_step_may_wait_for_runs_that_wait_in_their_store_while_all_threads_wait(
+    runs_of: Callable[[Engine, Workflow], list[Run]], tmp_path: Path
+) -> None:
+    child, parent = Workflow("child"), Workflow("parent")
+    child.sleep("nap", 0.01)
+    child.add_step("work", lambda ctx: 1, depends_on="nap")
+    with Engine(store=SQLiteStore(tmp_path / "runs.db"), max_workers=1) as engine:
+        parent.add_step("fan_out", lambda ctx: {run["work"] for run in runs_of(engine, child)})
+        futures = [engine.submit(parent) for _ in range(2)]
+        assert [future.result(PATIENCE)["fan_out"] for future in futures] == [{1}] * 2
 
 
 def test_a_step_that_waits_in_another_way_leaves_no_thread_beyond_the_limit() -> None:
