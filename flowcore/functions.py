@@ -15,6 +15,7 @@ __all__ = [
     "function_name",
     "is_async",
     "is_awaitable",
+    "is_generator",
     "no_function",
     "result_of",
     "return_annotation",
@@ -37,6 +38,11 @@ def is_async(fn: Any) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
+def is_generator(fn: Any) -> bool:
+    """Whether calling `fn` returns a generator, sync or async, without running its body."""
+    return _any_form(fn, inspect.isgeneratorfunction) or _any_form(fn, inspect.isasyncgenfunction)
+
+
 def function_name(fn: Any) -> str:
     """Return `module.qualname` of a function, for telemetry."""
     try:
@@ -53,7 +59,7 @@ def take_one_argument(fn: Callable[..., Any], what: str, argument: str = "ctx", 
     """
     if not callable(fn):
         raise DefinitionError(f"{what} must be a function of {argument}, not {safe_repr(fn)}.")
-    if _any_form(fn, inspect.isgeneratorfunction) or _any_form(fn, inspect.isasyncgenfunction):
+    if is_generator(fn):
         raise DefinitionError(f"{what} is a generator function, whose body would never run. Remove its yield.")
     if sync and is_async(fn):
         raise DefinitionError(f"{what} must not be async: its result is needed at once. Use a plain function.")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from .._kernel.settings import namespace_of
 from ..errors import DefinitionError, FlowcoreError, safe_repr
 from ..events import Hook
+from ..functions import is_generator
 from ..retry import CENTURY, Duration, seconds
 from ..stores.arguments import check_key, check_run_id
 from ..stores.base import Store
@@ -57,7 +58,8 @@ def checked_workflows(workflows: Iterable[Workflow[Any]]) -> tuple[Workflow[Any]
 
 
 def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    """Return `hooks=` as a tuple. Raises DefinitionError for hooks that are not callable, or are async."""
+    """Return `hooks=` as a tuple. Raises DefinitionError for hooks that are not callable, are async, or
+    are generator functions."""
     if isinstance(hooks, str | bytes) or not isinstance(hooks, Iterable):
         raise DefinitionError(f"hooks= must be a list of hooks, not {safe_repr(hooks)}.")
     checked = tuple(hooks)
@@ -66,6 +68,10 @@ def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
             raise DefinitionError(f"A hook must be callable with an event, and {safe_repr(hook)} is not.")
         if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
             raise DefinitionError(f"Hooks are called and never awaited, and {safe_repr(hook)} is async.")
+        if is_generator(hook):
+            raise DefinitionError(
+                f"hook {safe_repr(hook)} is a generator function, whose body would never run. Remove its yield."
+            )
     return checked
 
 

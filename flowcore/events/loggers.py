@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, TextIO, cast
 
 from ..errors import DefinitionError, encodable, safe_repr, safe_str
-from ..functions import is_async
+from ..functions import is_async, is_generator
 from ..status import Status
 from .base import Event
 from .of_engines import (
@@ -111,6 +111,10 @@ class Logger:
         for name in itertools.chain.from_iterable(cls.METHODS.values()):
             if is_async(getattr(cls, name)):
                 raise DefinitionError(f"{cls.__name__}.{name} must not be async: hooks are called, never awaited.")
+            if is_generator(getattr(cls, name)):
+                raise DefinitionError(
+                    f"{cls.__name__}.{name} is a generator, whose body would never run. Remove its yield."
+                )
         if "wants" not in cls.__dict__:
             overridden = {
                 kind

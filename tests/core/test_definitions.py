@@ -27,6 +27,10 @@ from .conftest import Drive, Ledger
 async def async_hook(event: Any) -> None: ...
 
 
+def generator_hook(event: Any) -> Any:
+    yield event
+
+
 class AsyncCall:
     async def __call__(self, event: Any) -> None: ...
 
@@ -42,6 +46,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "an async hook": {"hooks": [async_hook]},
     "an object with an async call": {"hooks": [AsyncCall()]},
     "a partial of an async hook": {"hooks": [partial(async_hook)]},
+    "a generator as hook": {"hooks": [generator_hook]},
 }
 
 
@@ -57,6 +62,14 @@ def test_a_logger_with_an_async_method_is_refused_where_it_is_defined() -> None:
 
         class Late(Logger):
             async def run_started(self, event: Any) -> None: ...
+
+
+def test_a_logger_with_a_generator_as_method_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(DefinitionError, match=r"Late\.step_failed is a generator, whose body would never run"):
+
+        class Late(Logger):
+            def step_failed(self, event: Any) -> Any:
+                yield event
 
 
 @pytest.mark.parametrize("engine", [Engine, AsyncEngine])
