@@ -121,7 +121,7 @@ class Leases:
         failure = None
         try:
             ours = context.run(self._asked, list(runs.values()), loop)
-        except Exception as error:  # noqa: BLE001 - the next renewal may succeed
+        except BaseException as error:  # noqa: BLE001 - the next renewal may succeed, whatever a client has raised
             failure = error
             if not self._failing:  # log only the first failure in a row
                 _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
@@ -160,7 +160,7 @@ class Leases:
                 record = loop.run(find(run.stored_key), context=context)
             else:
                 record = context.run(find, run.stored_key)
-        except Exception as error:  # noqa: BLE001 - the next renewal reads them again
+        except BaseException as error:  # noqa: BLE001 - the next renewal reads them again
             _log.warning("the values sent to run %s could not be read: %s", run.run_id, safe_str(error, 200))
             return
         if record is not None and record.run_id == run.run_id:

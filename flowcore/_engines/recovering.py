@@ -131,12 +131,12 @@ async def _look_often_on_loop(
         following: float | None = None
         try:
             following = await look()
-        except Exception as error:  # noqa: BLE001 - the next look tries again
-            _warn(what, error)
-        except asyncio.CancelledError as error:
-            if task is None or task.cancelling():
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):  # the loop ends
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
-            _warn(what, error)  # a client of the store, or user code, has raised it
+            _warn(what, error)  # a client of the store, or user code, has raised it; the next look tries again
         del look
         wait = every if following is None else following
 

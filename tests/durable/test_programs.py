@@ -425,16 +425,18 @@ def test_a_heartbeat_that_finds_the_run_lost_stops_it(run: Callable[..., Any], d
     assert len(of_type(events, LeaseLostEvent)) == 1
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable, asyncio.CancelledError])
 def test_a_heartbeat_survives_what_its_store_raises(
-    run: Callable[..., Any], done: list[str], caplog: pytest.LogCaptureFixture
+    run: Callable[..., Any], done: list[str], caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
+    """A client of a store may raise CancelledError because a task of its own was cancelled."""
     store = Moody()
     failed: list[str] = []
 
     def mood(verb: str, argument: Any) -> None:
         if verb == "renew" and not failed:
             failed.append(verb)
-            raise StoreUnavailable("for a moment")
+            raise error("for a moment")
 
     store.moods = mood
 
@@ -443,7 +445,7 @@ def test_a_heartbeat_survives_what_its_store_raises(
 
     with caplog.at_level(logging.WARNING, logger="flowcore"):
         assert run(saga(done, a=waits, b=fine), options={"store": store, "lease": 0.3}, idempotency_key="k")
-    assert "leases could not be renewed: StoreUnavailable: for a moment" in caplog.text
+    assert f"leases could not be renewed: {error.__name__}: for a moment" in caplog.text
 
 
 # -- takeover ----------------------------------------------------------------------------------------------------------

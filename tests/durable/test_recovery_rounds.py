@@ -88,7 +88,11 @@ def test_a_second_look_that_fails_is_logged(engines: str, caplog: pytest.LogCapt
     assert "a recovery round failed: StoreUnavailable: away" in [entry.message for entry in caplog.records]
 
 
-@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError, StopIteration])
+class Panic(BaseException):
+    """Clients that are written in Rust raise such an error."""
+
+
+@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError, StopIteration, Panic])
 @pytest.mark.parametrize("engines", ["threads", "asyncio"])
 def test_rounds_survive_whatever_a_store_raises(engines: str, error: type[BaseException]) -> None:
     """A client of a store may raise CancelledError because a task of its own was cancelled."""
