@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -27,7 +28,7 @@ from ..run import Run
 from ..status import Status
 from ..stores.base import Lease
 from .asking import cancel_in_store, make_calls
-from .base import MARGIN, log, outcome, this_process
+from .base import MARGIN, NO_THREAD, log, outcome, this_process
 from .driving import drive
 from .handles import RunFuture
 from .live_runs import CLOSED, NOT_RELEASED, RELEASED, LiveRuns, left_error, unbegun_error
@@ -108,6 +109,8 @@ class ThreadRuns:
         self.leases: Leases | None = None
         self.queued: dict[Driver, RunFuture] = {}
         """submitted runs that have not begun"""
+        self._watches_queue = False  # a look at the queue is planned
+        self._exhausted_since: float | None = None  # when a look at the queue found that all threads are stuck
         self.closing = False
         self._closed = False
         self._quiet = threading.Condition()  # notified whenever a run is over while the engine closes
@@ -117,6 +120,7 @@ class ThreadRuns:
     def _after_fork(self) -> None:
         """In a forked child, forget the runs in flight: they belong to the parent."""
         self._quiet = threading.Condition()
+        self._watches_queue = False
         self.queued.clear()
         for run in self.live:
             stopping.leave_to_parent(run, os.getpid())
@@ -207,9 +211,11 @@ class ThreadRuns:
             elif only_new:
                 future.cancel()
                 return future
-        if not self.pool.put(partial(self._begin, driver, future)) and run.request.deadline is not None:
-            with suppress(NoThread):  # the run is accepted, and waits for a thread without this limit
-                self.timers.after(run.request.deadline, partial(self._expire, driver, run.request.deadline))
+        if not self.pool.put(partial(self._begin, driver, future)):
+            with suppress(NoThread):  # the run is accepted, and waits for a thread without these limits
+                if run.request.deadline is not None:
+                    self.timers.after(run.request.deadline, partial(self._expire, driver, run.request.deadline))
+                self._watch_queue()
         return future
 
     def _begin(self, driver: Driver, future: RunFuture) -> None:
@@ -229,6 +235,29 @@ class ThreadRuns:
             driver.drop(RunTimeout(f"run {run_id} of {name} did not begin before its deadline: no thread was free."))
         elif driver in self.queued:
             self.timers.after(deadline, partial(self._expire, driver, deadline))
+
+    def _watch_queue(self) -> None:
+        """Look at the queue of a durable engine after a lease, unless that is planned already. Raises NoThread."""
+        if self._settings.durable and not self._watches_queue:
+            self.timers.after(self._settings.lease, partial(_look, weakref.WeakMethod(self._look_at_queue)))
+            self._watches_queue = True
+
+    def _look_at_queue(self) -> None:
+        """Leave the runs that have not begun to other engines, if abandoned calls have occupied all threads for a whole
+        lease."""
+        self._watches_queue = False
+        now, since = self._settings.clock(), self._exhausted_since
+        self._exhausted_since = None
+        if self.pool.exhausted:
+            if since is not None and now - since >= self._settings.lease:
+                arguments = NO_THREAD, self._settings.lease
+                start_thread(
+                    threading.Thread(target=self.live.drop, args=arguments, name="flowcore-queue", daemon=True)
+                )
+                return
+            self._exhausted_since = now if since is None else since
+        if self.queued:
+            self._watch_queue()
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
         """Continue a submitted run that waits in its store, or resolve the future of one that ended or was dropped."""
@@ -292,6 +321,14 @@ class ThreadRuns:
     def _wait_until_quiet(self, limit: float | None) -> None:
         with self._quiet:
             self._quiet.wait_for(lambda: not self.live, None if limit is None else min(limit, threading.TIMEOUT_MAX))
+
+
+def _look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call a method of a ThreadRuns, unless that has been garbage-collected."""
+    call = method()
+    if call is not None:
+        with suppress(NoThread):  # the next run that waits for a thread plans another look
+            call()
 
 
 def _perform(driver: Driver, effect: object) -> Any:

@@ -200,6 +200,33 @@ def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
     assert ledger == ["work"]
 
 
+def test_durable_runs_that_no_thread_can_begin_are_left_to_other_processes_after_a_lease(
+    never: threading.Event, ledger: Ledger, tmp_path: Path
+) -> None:
+    store, wf = SQLiteStore(tmp_path / "db"), quick(ledger)
+    with Engine(max_workers=1, grace=0.01, lease=0.2, store=store) as one, Engine(store=store) as other:
+        for _ in range(2):
+            one.run(hung(never), check=False)
+        futures = [one.submit(wf, idempotency_key=key) for key in "ab"]
+        for future in futures:
+            with pytest.raises(RunParked, match="no thread of its engine was free for a whole lease"):
+                future.result(PATIENCE)
+        assert [record.status for record in store.list_runs() if record.workflow == "quick"] == [Status.QUEUED] * 2
+        # The leases are released a moment after the futures are done.
+        runs = [other.run(wf, idempotency_key=key, wait=PATIENCE) for key in "ab"]
+        assert [run.status for run in runs] == [Status.SUCCESS] * 2
+        never.set()
+        assert one.submit(wf, idempotency_key="c").result(PATIENCE).status is Status.SUCCESS
+
+
+def test_durable_runs_that_wait_for_busy_threads_stay_queued(tmp_path: Path) -> None:
+    wf = Workflow("slow")
+    wf.add_step("work", lambda ctx: time.sleep(0.3), timeout=60)
+    with Engine(max_workers=1, lease=0.05, store=SQLiteStore(tmp_path / "db")) as engine:
+        futures = [engine.submit(wf, idempotency_key=key) for key in "abc"]
+        assert [future.result(PATIENCE).status for future in futures] == [Status.SUCCESS] * 3
+
+
 def test_a_durable_run_that_waits_for_a_busy_thread_is_not_parked_while_a_call_of_its_own_runs(
     live: MakeLive, ledger: Ledger, tmp_path: Path
 ) -> None:
