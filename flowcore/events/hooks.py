@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, Final, Protocol, cast
 
+from ..errors import error_message, one_line
 from ..exits import defer, is_exit_of_handler
 from .base import Event
 from .of_engines import HookFailed, HooksMeasured
@@ -204,11 +206,10 @@ class Hooks:
             defer(error)
         if name not in self._failed:
             self._failed.add(name)
-            _log.error(
+            _log_traceback(
                 "hook %s raised on %s. The run continues; further errors of this hook are counted, not logged.",
-                name,
-                where,
-                exc_info=error,
+                (name, where),
+                error,
             )
 
     # -- how long hooks take -------------------------------------------------------------------------------------------
@@ -322,6 +323,23 @@ def entered(
 
 def _is_scope(answer: object) -> bool:
     return hasattr(answer, "__enter__") and hasattr(answer, "__exit__")
+
+
+def _log_traceback(message: str, arguments: tuple[str, ...], error: BaseException) -> None:
+    """Log a message with the traceback of an error. Each line of the traceback is indented and escaped, so that no line
+    of the error's own text looks like an entry of the log."""
+    if not _log.isEnabledFor(logging.ERROR):
+        return
+    file, line, function, _ = _log.findCaller(stacklevel=2)
+    info = type(error), error, error.__traceback__
+    record = _log.makeRecord(_log.name, logging.ERROR, file, line, message, arguments, info, function)
+    try:
+        trace = traceback.format_exception(error)
+    except Exception:  # noqa: BLE001 - an attribute of the error has raised
+        trace = [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}: {error_message(error)}"]
+    # Formatters use exc_text where it is set.
+    record.exc_text = "\n".join(f"  {one_line(text)}" for text in "".join(trace).splitlines())
+    _log.handle(record)
 
 
 def hook_name(hook: object) -> str:

@@ -332,6 +332,33 @@ def test_no_message_makes_a_line_of_its_own(caplog: pytest.LogCaptureFixture, js
     assert run.to_dict()["steps"]["charge"]["error"]["message"] == FORGED
 
 
+def test_the_traceback_of_a_hook_makes_no_line_that_looks_like_an_entry(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(event: Any) -> None:
+        raise ValueError(FORGED)
+
+    with Engine(hooks=[fails]) as engine:
+        engine.run(Workflow("empty"))
+    (record,) = caplog.records
+    first, *rest = logging.Formatter("%(levelname)s %(message)s").format(record).splitlines()
+    assert first.startswith("ERROR hook ")
+    assert record.funcName == "_log_once"
+    assert any("raise ValueError(FORGED)" in line for line in rest)
+    assert all(line.startswith("  ") and not set(line) & set("\x1b\u2028\x85\u202e\x00\t") for line in rest)
+
+
+def test_a_hook_whose_error_cannot_be_formatted_breaks_nothing() -> None:
+    class Odd(Exception):
+        @property
+        def __notes__(self) -> list[str]:  # type: ignore[override]
+            raise RuntimeError
+
+    def fails(event: Any) -> None:
+        raise Odd
+
+    with Engine(hooks=[fails]) as engine:
+        assert engine.run(Workflow("empty")).status == "success"
+
+
 def test_a_terminal_that_is_set_to_ascii_gets_every_line() -> None:
     written = io.BytesIO()
     out = io.TextIOWrapper(written, "ascii")
