@@ -220,19 +220,21 @@ def oldest_run(q: Source, at: Place) -> Panel:
 
 
 def workers(q: Source, at: Place) -> Panel:
+    held_back = f"(sum({q.select(names.STEPS_HELD_BACK)}) or vector(0))"
     parts: Sequence[tuple[str, str, str]] = (
         ("workers busy", f"sum({q.select(names.WORKERS, state='busy')})", colours.WORKING),
         ("workers abandoned", f"sum({q.select(names.WORKERS, state='abandoned')})", colours.FAILED),
         ("workers at most", f"sum({q.select(names.WORKERS_LIMIT)})", colours.NEUTRAL),
         ("runs in flight", f"sum({q.select(names.RUNS_ACTIVE)})", colours.REPLAYED),
         ("runs queued", f"sum({q.select(names.RUNS_QUEUED)})", colours.HELD),
-        ("steps ready, not started", f"sum({q.select(names.STEPS_READY)})", colours.WAITING),
+        ("steps ready, not started", f"sum({q.select(names.STEPS_READY)}) - {held_back}", colours.WAITING),
     )
     return lines(
         at,
         "Workers and what waits for them",
         "Load and capacity. Queued runs and ready steps with all workers busy: too few workers. With idle workers: "
-        "no engine starts them. Abandoned workers are stuck in calls that timed out.",
+        "no engine starts them. Steps that max_parallel= holds back are left out. Abandoned workers are stuck in calls that timed "
+        "out.",
         *(target(expr, name) for name, expr, _ in parts),
         unit="short",
         coloured={name: colour for name, _, colour in parts},

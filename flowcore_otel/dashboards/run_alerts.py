@@ -175,8 +175,8 @@ def of_runs(q: Source) -> list[Alert]:
             "",
             "ticket",
             f"{OF} is taken over from dying processes",
-            f"{OF}: {{{{ $value | humanize }}}} runs were taken over in a quarter of an hour or, for the third hour in a row, in an "
-            "hour.",
+            f"{OF}: {{{{ $value | humanize }}}} runs were taken over because their processes died, in the last quarter of an hour, or "
+            "in the last hour if that is the third such hour in a row.",
             "store",
         ),
         Alert(
