@@ -15,7 +15,7 @@ from ..errors import DefinitionError, FlowcoreError, safe_repr
 from ..events import Hook
 from ..functions import is_generator
 from ..retry import CENTURY, Duration, seconds
-from ..stores.arguments import check_key, check_run_id
+from ..stores.arguments import check_key, check_run_id, without_password
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
@@ -37,7 +37,7 @@ def checked_store(store: Any, *, runs_async: bool) -> Store:
             f"store= must be a store, not the class {store.__name__}. Make one: {store.__name__}(...)."
         )
     if not all(callable(getattr(store, verb, None)) for verb in _VERBS):
-        raise DefinitionError(f"store= must be a store such as SQLiteStore(path), not {safe_repr(store)}.")
+        raise DefinitionError(f"store= must be a store such as SQLiteStore(path), not {without_password(store)}.")
     if not runs_async and inspect.iscoroutinefunction(store.claim):
         raise FlowcoreError(
             f"Engine needs a sync store, and {type(store).__name__} is async. Use its sync sibling, or AsyncEngine."

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from ..errors import DefinitionError, safe_repr
 
-__all__ = ["LISTED", "check_clock", "check_key", "check_listing", "check_reason", "check_resumable", "check_run_id"]
+__all__ = [
+    "LISTED",
+    "check_clock",
+    "check_key",
+    "check_listing",
+    "check_reason",
+    "check_resumable",
+    "check_run_id",
+    "without_password",
+]
 
 LISTED: Final = (
     *("queued", "running", "waiting", "success", "failure", "compensated", "compensation_failed", "incomplete"),
@@ -69,3 +79,15 @@ def check_clock(clock: object, what: str) -> None:
 def _check_limit(limit: Any, verb: str) -> None:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DefinitionError(f"{verb}(limit=) must be None or a whole number from 1 up, not {safe_repr(limit)}.")
+
+
+def without_password(value: object) -> str:
+    """Return safe_repr(value) for what was given in place of a store or a client. Of a URL, the user, the password and the
+    values of the query are left out, because messages end up in logs."""
+    if not isinstance(value, str) or not ("://" in value or "@" in value):
+        return safe_repr(value)
+    head, _, rest = value.rpartition("@")
+    scheme = head.partition("://")[0] + "://" if "://" in head else ""
+    place, _, query = rest.partition("?")
+    names = "&".join(f"{name}=…" for name, _ in parse_qsl(query, keep_blank_values=True))
+    return safe_repr(scheme + place + (f"?{names}" if names else ""))

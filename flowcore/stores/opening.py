@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from ..errors import DefinitionError, safe_repr, safe_str
 from ..retry import CENTURY
+from .arguments import without_password
 from .base import Store
 
 __all__ = ["open_store"]
@@ -70,7 +71,7 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
         return RedisStore(client, **options)
     if scheme == "temporal":
         return _temporal(url, options if prefix is None else {**options, "prefix": prefix})
-    raise DefinitionError(f"{safe_repr(_without_password(url))} names no store. Use {_FORMS}.")
+    raise DefinitionError(f"{without_password(url)} names no store. Use {_FORMS}.")
 
 
 def _parts_of(url: object) -> SplitResult:
@@ -111,7 +112,7 @@ def _temporal(url: str, options: dict[str, Any]) -> Store:
     asked = dict(parse_qsl(parts.query))
     queue, namespace = asked.pop("task_queue", ""), unquote(parts.path.strip("/")) or "default"
     if not queue or not parts.netloc or asked:
-        raise DefinitionError(f"{safe_repr(_without_password(url))} names no task queue of Temporal. Use {_TEMPORAL}.")
+        raise DefinitionError(f"{without_password(url)} names no task queue of Temporal. Use {_TEMPORAL}.")
     try:
         from ..temporal.blocking import BlockingTemporalStore
     except ImportError:
@@ -152,14 +153,3 @@ def load(name: str) -> Any:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {safe_str(error, 200)}"
-
-
-def _without_password(url: str) -> str:
-    if "@" not in url:
-        return url
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=_names(parts.query)).geturl()
-
-
-def _names(query: str) -> str:
-    return "&".join(f"{name}=…" for name, _ in parse_qsl(query))

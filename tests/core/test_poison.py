@@ -622,6 +622,10 @@ WRONG_ENGINES: list[tuple[dict[str, Any], str]] = [
     ({"workflows": ["w"]}, "workflows= contains 'w', which is not a workflow"),
     ({"workflows": "w"}, "workflows= must be a list of workflows, not 'w'"),
     ({"workflows": None}, "workflows= must be a list of workflows, not None"),
+    (
+        {"store": "redis://user:" + "hidden" + "@localhost"},
+        "store= must be a store such as .*, not 'redis://localhost'",
+    ),
 ]
 
 

@@ -57,6 +57,8 @@ async def whole_async_run(store: AsyncRedisStore, key: str = "k") -> None:
         (RedisStore, lambda: redis.Redis, "RedisStore needs a client of redis-py, such as redis.Redis(), not <class "),
         (AsyncRedisStore, lambda: redis.asyncio.Redis, "AsyncRedisStore needs a client of redis-py, such as "),
         (RedisStore, "redis://localhost", "not 'redis://localhost'."),
+        (RedisStore, "redis://user:" + "hidden" + "@localhost/0", "not 'redis://localhost/0'."),
+        (AsyncRedisStore, "redis://localhost?password=" + "hidden", "not 'redis://localhost?password=…'."),
         (
             AsyncRedisStore,
             redis.Redis,
@@ -73,6 +75,7 @@ def test_what_is_no_client_of_the_right_kind_is_refused(kind: Any, client: Any, 
     with pytest.raises(DefinitionError) as error:
         kind(client() if callable(client) else client)
     assert why in str(error.value)
+    assert "hidden" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [RedisStore, AsyncRedisStore])

@@ -165,6 +165,17 @@ def test_what_names_no_file_is_refused(name: str) -> None:
         SQLiteStore(name)
 
 
+@pytest.mark.parametrize("url", ["sqlite:runs.db", "SQLite:///runs.db", "redis://user:" + "hidden" + "@localhost/0"])
+def test_a_url_is_no_path(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DefinitionError, match=r"must be a path, not a URL\. Open a URL with flowcore\.stores\.open"
+    ) as error:
+        SQLiteStore(url)
+    assert "hidden" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("wrong", [None, 5, "a\0b", b"a\0b", "a\ud800b"], ids=ascii)
 def test_what_can_be_no_path_is_refused(wrong: Any) -> None:
     with pytest.raises(DefinitionError, match=r"SQLiteStore\(path\) must be the path of a file, not "):
@@ -175,6 +186,24 @@ def test_what_can_be_no_path_is_refused(wrong: Any) -> None:
 def test_a_store_is_opened_by_a_url_that_is_a_string(wrong: Any) -> None:
     with pytest.raises(DefinitionError, match="the URL of a store must be a string, not "):
         open_store(wrong)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:" + "hidden" + "@localhost/0", "postgresql://localhost/0"),
+        ("//user:" + "hidden" + "@localhost/0", "localhost/0"),
+        ("user:" + "hidden" + "@localhost/0", "localhost/0"),
+        ("user:" + "hid?hidden" + "@localhost/0", "localhost/0"),
+        ("http://localhost/0?password=" + "hidden", "http://localhost/0?password=…"),
+        ("temporal://localhost/0?api_key=" + "hidden", "temporal://localhost/0?api_key=…"),
+        ("what? a store", "what? a store"),
+    ],
+)
+def test_a_url_that_opens_no_store_is_shown_without_its_password(url: str, shown: str) -> None:
+    with pytest.raises(DefinitionError, match=rf"'{re.escape(shown)}' names no (store|task queue)") as error:
+        open_store(url)
+    assert "hid" not in str(error.value)
 
 
 @pytest.mark.parametrize("scheme", ["sqlite:", "SQLite:", "sqlite://"])

@@ -11,8 +11,9 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
-from ...errors import DefinitionError, safe_repr
+from ...errors import DefinitionError
 from ...retry import Duration
+from ..arguments import without_password
 from ..codec import Codec
 from ..encoding import MIB
 from .calls import Command, Exchange
@@ -288,7 +289,8 @@ def _check(client: Any, store: str, *, asynchronous: bool) -> None:
         raise ImportError(f"{store} needs redis-py: pip install 'flowcore[redis]'.") from None
     execute = getattr(client, "execute_command", None)
     if isinstance(client, type) or not callable(execute):
-        raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {safe_repr(client)}.")
+        given = without_password(client)
+        raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {given}.")
     if inspect.iscoroutinefunction(execute) is not asynchronous:
         ways = (
             "needs a client of redis.asyncio: with this one, use RedisStore"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ __all__ = ["SQLiteStore"]
 
 _WEEK: Final = 7 * 24 * 3600.0
 _DURABILITIES: Final = ("full", "normal")
+_URL: Final = re.compile(r"sqlite:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+"""how a URL begins; as a path, it would be a new file beside the one that is meant"""
 
 
 class SQLiteStore(Operating):
@@ -91,6 +94,10 @@ class SQLiteStore(Operating):
             raise DefinitionError(
                 f"SQLiteStore({safe_repr(given)}) names no file, so its runs would end with this process: name one, or use "
                 "MemoryStore()."
+            )
+        if _URL.match(given):
+            raise DefinitionError(
+                "SQLiteStore(path) must be a path, not a URL. Open a URL with flowcore.stores.open(url)."
             )
         if durability not in _DURABILITIES:
             raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
