@@ -130,8 +130,9 @@ def _codec_of(name: str) -> Any:
 
 
 def load(name: str) -> Any:
-    """Import the object that `module:attribute` names. An object that can be called, but has no methods of a codec, is
-    called, and its result is returned. Raises DefinitionError if there is no such object, or if user code raises."""
+    """Import the object that `module:attribute` names. A class, and another object that can be called but has no methods
+    of a codec, is called, and its result is returned. Raises DefinitionError if there is no such object, or if user code
+    raises."""
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -140,7 +141,7 @@ def load(name: str) -> Any:
     except (Exception, SystemExit) as error:  # a script may exit while it is imported
         why = safe_str(error, 200) if isinstance(error, ImportError | AttributeError) else _described(error)
         raise DefinitionError(f"{safe_repr(name)} cannot be imported ({why}). Name it as module:attribute.") from error
-    if not callable(found) or hasattr(found, "dumps"):
+    if not callable(found) or (hasattr(found, "dumps") and not isinstance(found, type)):
         return found
     try:
         return found()

@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any, Final, NamedTuple
 
-from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
+from ..errors import DefinitionError, NotSerializable, StoreError, safe_str
 from .arguments import check_key
 from .codec import Codec, JsonCodec, quoted
 
 __all__ = ["Place", "Sealing"]
 
 _SECRET: Final = 32  # bytes
+_VERBS: Final = ("dumps", "loads")
 _PASSED_ON: Final = (Exception, SystemExit, KeyboardInterrupt)
 """errors of a codec that are raised as they are"""
 
@@ -45,10 +46,15 @@ class Sealing:
     """
 
     def __init__(self, codec: Codec | None) -> None:
-        if codec is not None and not all(_takes(getattr(codec, verb, None), 2, 3) for verb in ("dumps", "loads")):
+        if codec is not None and not all(_takes(getattr(codec, verb, None), 2, 3) for verb in _VERBS):
+            # It is not quoted, because it may be the key of a codec that encrypts.
             raise DefinitionError(
-                f"codec= must have the methods dumps(value, type) and loads(text, type), unlike {safe_repr(codec)}."
+                "codec= must have the methods dumps(value, type) and loads(text, type), unlike an object of type "
+                f"{type(codec).__name__}."
             )
+        if isinstance(codec, type) and any(inspect.isfunction(inspect.getattr_static(codec, verb)) for verb in _VERBS):
+            name = codec.__name__  # its methods would take the value for `self`
+            raise DefinitionError(f"codec= must be a codec, not the class {name}. Make one: {name}(...).")
         self._codec: Any = JsonCodec() if codec is None else codec
         self._dumps_in_place: bool = _takes(self._codec.dumps, 3)
         self._loads_in_place: bool = _takes(self._codec.loads, 3)

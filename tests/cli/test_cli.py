@@ -457,6 +457,11 @@ def test_a_closed_input_confirms_nothing(flowcore: Given, monkeypatch: pytest.Mo
     sys.stdin.close()
 
 
+def test_the_class_of_a_codec_names_the_codec(flowcore: Given) -> None:
+    code, text, _ = flowcore("--codec", "flowcore.stores:PydanticCodec", "show", "order-0", "--values")
+    assert (code, "result of 'pay' = 'secret-card'" in text) == (0, True)
+
+
 def test_a_run_that_is_named_twice_is_decided_once(flowcore: Given) -> None:
     run_id = data(flowcore("--json", "show", "order-2"))["run_id"]
     _, text, said = flowcore("undo", "order-2", run_id, "order-2")

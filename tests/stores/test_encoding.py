@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, strategies as st
@@ -24,8 +24,9 @@ from flowcore import (
 )
 from flowcore.errors import hashed_key
 from flowcore.run import Sent
-from flowcore.stores import SQLiteStore
+from flowcore.stores import PydanticCodec, SQLiteStore
 from flowcore.stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
+from flowcore.stores.codec import JsonCodec
 from flowcore.stores.encoding import LARGEST, MIB, Encoding, microseconds
 
 ENCODING = Encoding()
@@ -436,6 +437,23 @@ def test_a_codec_must_be_one(codec: Any) -> None:
         DefinitionError, match=r"codec= must have the methods dumps\(value, type\) and loads\(text, type\), unlike"
     ):
         Encoding(codec)
+
+
+def test_the_class_of_a_codec_is_no_codec_unless_its_methods_need_no_instance() -> None:
+    class Static:
+        dumps, loads = staticmethod(JsonCodec().dumps), staticmethod(JsonCodec().loads)
+
+    for kind in (JsonCodec, PydanticCodec):
+        with pytest.raises(
+            DefinitionError, match=rf"not the class {kind.__name__}\. Make one: {kind.__name__}\(\.\.\.\)"
+        ):
+            Encoding(cast("Any", kind))
+    Encoding(cast("Any", Static))
+
+
+def test_what_is_given_as_a_codec_is_in_no_message() -> None:
+    with pytest.raises(DefinitionError, match=r"unlike an object of type str\.$"):
+        Encoding(cast("Any", "the key of a codec that encrypts"))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "1"])
