@@ -288,7 +288,7 @@ def _check(client: Any, store: str, *, asynchronous: bool) -> None:
     except ImportError:
         raise ImportError(f"{store} needs redis-py: pip install 'flowcore[redis]'.") from None
     execute = getattr(client, "execute_command", None)
-    if isinstance(client, type) or not callable(execute):
+    if not callable(execute) or not _executes_at_once(client):
         given = without_password(client)
         raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {given}.")
     if inspect.iscoroutinefunction(execute) is not asynchronous:
@@ -298,6 +298,14 @@ def _check(client: Any, store: str, *, asynchronous: bool) -> None:
             else "needs a client that blocks: with one of redis.asyncio, use AsyncRedisStore"
         )
         raise DefinitionError(f"{store} {ways}.")
+
+
+def _executes_at_once(client: Any) -> bool:
+    """Whether this is a client. The class of a client, and redis-py's pipelines, PubSub and Sentinel, have execute_command
+    too."""
+    of_redis = any(kind.__module__.split(".")[0] == "redis" for kind in type(client).__mro__)
+    is_other = of_redis and (hasattr(client, "command_stack") or not hasattr(client, "pipeline"))
+    return not (isinstance(client, type) or is_other)
 
 
 async def _closed(connection: AsyncGenerator[Any]) -> None:
