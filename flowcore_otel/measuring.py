@@ -183,7 +183,8 @@ class MeasuringHook:
                 self._to(names.STEP_ATTEMPTS, flow, step, outcome)
             for outcome in names.COMPENSATION_OUTCOMES:
                 self._to(names.COMPENSATIONS, flow, step, outcome)
-            for outcome in ("success", "failure"):  # all outcomes of all steps would have far too many buckets
+            # All outcomes of all steps would have far too many buckets.
+            for outcome in ("success", "failure", *(["timeout"] if step in event.timeouts else [])):
                 self._to(names.STEP_DURATION, flow, step, outcome)
                 if step in several:
                     self._to(names.ATTEMPT_DURATION, flow, step, outcome)

@@ -271,4 +271,5 @@ def registration(workflow: Workflow[Any], at: float) -> WorkflowRegistered:
     names = tuple(step.name for step in workflow.steps)
     allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
     waits = tuple(step.name for step in workflow.steps if step.wait is not None)
-    return WorkflowRegistered(workflow.name, "", at, {}, names, allowed, waits)
+    timeouts = tuple(step.name for step in workflow.steps if step.timeout is not None)
+    return WorkflowRegistered(workflow.name, "", at, {}, names, allowed, waits, timeouts)

@@ -6,7 +6,7 @@ the hooks' own data, which all events of the run in this process share and which
 | event | when | what else it carries |
 |---|---|---|
 | EngineStarted | an engine was made (no run) | workers, hooks, max_workers |
-| WorkflowRegistered | an engine uses a workflow for the first time (no run: `workflow`, `at`) | steps, max_attempts, waits |
+| WorkflowRegistered | an engine uses a workflow for the first time (no run: `workflow`, `at`) | steps, max_attempts, waits, timeouts |
 | RunSubmitted | `engine.submit` was called (on the caller's thread) | key, propagation |
 | RunDequeued | a submitted run has left the queue of its engine | waited, begins |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |

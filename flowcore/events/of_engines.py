@@ -34,6 +34,8 @@ class WorkflowRegistered(Event):
     """how many attempts the definition allows for each of the steps"""
     waits: tuple[str, ...] = ()
     """the steps without a function, which wait for a value or sleep"""
+    timeouts: tuple[str, ...] = ()
+    """the steps with a `timeout=`"""
 
 
 @dataclass(slots=True, eq=False)

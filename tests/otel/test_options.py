@@ -1,5 +1,6 @@
 """What PrometheusHook can be told: buckets, detail, version; and that its counts begin at 0."""
 
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,25 @@ def test_where_the_time_of_a_first_run_goes(
     assert increase(before, after, "flowcore_step_attempts_total") == 2
     assert increase(before, after, "flowcore_runs_total") == 1
     assert increase(before, after, "flowcore_step_wait_duration_seconds_count") == 2
+
+
+def test_where_the_time_of_a_first_run_goes_whose_steps_time_out(
+    make_driver: MakeDriver, registry: CollectorRegistry
+) -> None:
+    wf = Workflow("w")
+    wf.add_step("a", lambda ctx: time.sleep(0.05), timeout=0.01, retry=2)
+    wf.add_step("b", lambda ctx: time.sleep(0.05), timeout=0.01, depends_on="a")
+    reported: list[Any] = []
+    driver = make_driver(PrometheusHook(registry), reported.append, workflows=[wf])
+    before = scrape(registry)
+    driver.run(wf, check=False)
+    after = scrape(registry)
+    ended = [event for event in reported if type(event).__name__ == "StepFinished"]
+    attempts = [event for event in reported if type(event).__name__ == "AttemptFinished" and event.step == "a"]
+    assert (attempts[0].outcome, ended[-1].outcome) == ("timeout", "timeout")
+    assert increase(before, after, "flowcore_step_attempt_duration_seconds_count") == len(attempts)
+    seconds = sum(event.duration for event in ended)
+    assert increase(before, after, "flowcore_step_duration_seconds_sum") == pytest.approx(seconds)
 
 
 def test_backoff_is_measured_by_itself(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
