@@ -199,6 +199,12 @@ def test_the_sentence_says_where_the_time_went() -> None:
     assert in_words(timeline) == "It took 600 ms: charge 600 ms (of which 300 ms backing off)."
 
 
+def test_the_terminal_shows_an_attempt_however_short_it_is() -> None:
+    bars = [Bar(Kind.FAILED, 0, 0.0001), Bar(Kind.BACKOFF, 0.0001, 0.5), Bar(Kind.WORK, 0.5, 0.6)]
+    line = gantt(Timeline("w", "0" * 32, "success", None, 0.6, [Row("charge", "success", (), bars)])).splitlines()[1]
+    assert re.sub(r"(.)\1+", r"\1", re.sub(r"[^█▓·]", "", line)) == "▓·█"
+
+
 def test_the_terminal_shows_the_same_in_ascii() -> None:
     timeline = waterfall(3)
     drawn = gantt(timeline, width=60, ascii=True)
