@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
@@ -176,11 +176,18 @@ class Retry:
             raise DefinitionError(f"{what} must be a number of attempts or a Retry, not {safe_repr(value)}.")
         return None if retry is None or retry.attempts == 1 else retry
 
-    def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:
+    def after(
+        self,
+        attempt: int,
+        error: BaseException,
+        elapsed: float,
+        random: Callable[[], float],
+        context: Context | None = None,
+    ) -> Pause | None:
         """Return the Pause that follows attempt number `attempt` (from 1), which raised `error`, or None to give up.
 
-        A pause lasts at most a century. `elapsed`: seconds since the first attempt started. If the predicate raises,
-        this returns None and adds a note to `error`.
+        A pause lasts at most a century. `elapsed`: seconds since the first attempt started. `context`: the predicate is
+        called in a copy of it. If the predicate raises, this returns None and adds a note to `error`.
         """
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
@@ -190,17 +197,20 @@ class Retry:
             if any(isinstance(one, Fatal) for one in errors):
                 return None
             waits = [one.seconds for one in errors if isinstance(one, RetryAfter)]
-        pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
+        pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random, context)
         if pause is None or (self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed):
             return None
         return pause if pause.delay <= CENTURY else pause._replace(delay=CENTURY)
 
-    def _by_policy(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
+    def _by_policy(
+        self, attempt: int, error: Exception, random: Callable[[], float], context: Context | None
+    ) -> Pause | None:
         on = self.on
         if isinstance(on, type | tuple):
             return self._backed_off(attempt, random) if isinstance(error, on) else None
         try:
-            wanted = on(error)
+            # In a copy, because an abandoned call may still be in the context.
+            wanted = on(error) if context is None else context.copy().run(on, error)
             if wanted is True or wanted is False:
                 return self._backed_off(attempt, random) if wanted else None
             return Pause(seconds(wanted, "the result of Retry(on=)"), "predicate")

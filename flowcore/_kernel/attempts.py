@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio.exceptions
+import contextvars
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -186,8 +187,7 @@ class Attempts:
                 end.errors, end.failed = self.errors, self.failed
             self.last = end
             outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
-            # In a copy, because an abandoned call may still be in the context. The predicate of Retry is user code, too.
-            pause = context.copy().run(self._next_pause, end)
+            pause = self._next_pause(end, context)
             if pause is None:
                 return end
             if outstanding is not None:
@@ -253,15 +253,16 @@ class Attempts:
 
     # -- between two attempts ------------------------------------------------------------------------------------------
 
-    def _next_pause(self, end: StepEnd) -> Pause | None:
-        """Return the pause before the next attempt, or None if there is no next attempt."""
+    def _next_pause(self, end: StepEnd, context: contextvars.Context) -> Pause | None:
+        """Return the pause before the next attempt, or None if there is no next attempt. `context`: of the attempt that
+        has ended."""
         limit, run = self.limit, self.run
         if self.retry is None or end.error is None or end.status is Status.CANCELLED or (run.stopped and not self.undo):
             return None
         if end.status is Status.TIMEOUT and limit is not None and limit.name != "timeout":
             return None
         elapsed = 0.0 if self.started is None else run.settings.clock() - self.started
-        return self.retry.after(self.number, end.error, elapsed, run.settings.random)
+        return self.retry.after(self.number, end.error, elapsed, run.settings.random, context)
 
     def _await_abandoned(self, call: Call) -> Program[StepEnd | None]:
         """Wait for an abandoned attempt to end, because a second attempt beside it could do the work twice. If it ends
