@@ -231,7 +231,7 @@ def _redis_goes_away(redis: RedisServer, office: Process, reported: Told, look: 
     redis.start()
     for _ in range(2):  # on a busy machine, the office may ask the first time when the pause is nearly over
         redis.pause()
-        resuming = threading.Timer(0.8, redis.resume)
+        resuming = threading.Timer(1.5, redis.resume)
         resuming.start()
         reported.note("claims", office.do("claims"))
         resuming.join()
