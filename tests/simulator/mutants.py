@@ -256,8 +256,8 @@ MUTANTS = (
     m(
         "RetryAfter is ignored",
         "retry",
-        'Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)',
-        "self._by_policy(attempt, error, random)",
+        'Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random, context)',
+        "self._by_policy(attempt, error, random, context)",
     ),
     m("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
     m(
