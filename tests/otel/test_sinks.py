@@ -25,6 +25,7 @@ from flowcore.status import Status
 from flowcore.stores import SQLiteStore
 from flowcore_otel import MetricsHook, PrometheusHook, names
 from flowcore_otel.series import MAX_WORKFLOWS
+from tests.stores.redis_servers import until
 
 from .conftest import MakeDriver, trip
 
@@ -38,7 +39,13 @@ def test_one_workload_through_both_gives_equal_values(make_driver: MakeDriver, r
     driver.run(wf, idempotency_key="T-1")
     driver.run(wf, idempotency_key="T-1")
 
+    calls_have_ended(registry)
     assert compared(reader, registry) > 30
+
+
+def calls_have_ended(registry: CollectorRegistry) -> None:
+    """Wait until no thread is busy: each counts as busy until shortly after the end of its call."""
+    until(lambda: not registry.get_sample_value("flowcore_workers", {"state": "busy"}), "the end of all calls")
 
 
 def compared(reader: InMemoryMetricReader, registry: CollectorRegistry) -> int:
@@ -298,4 +305,5 @@ def test_seconds_spent_in_hooks_are_counted_by_hook(make_driver: MakeDriver, reg
     assert {name.split(".")[-1] for name in spent} == {"slow", "PrometheusHook", "MetricsHook"}
     assert spent[slow.__qualname__] > 0.01
     assert spent["PrometheusHook"] > 0
+    calls_have_ended(registry)
     assert compared(reader, registry) > 30
