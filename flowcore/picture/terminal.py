@@ -28,6 +28,7 @@ _ASCII: Final = {
     Kind.UNDO_FAILED: "!",
     Kind.LATE: "?",
 }
+_PAUSES: Final = (Kind.WAIT, Kind.BACKOFF)
 _NAME: Final = 24
 
 
@@ -57,11 +58,9 @@ def gantt(
 
 def _line(row: Row, span: float, columns: int, blocks: dict[Kind, str], paint: Callable[[str, Kind], str]) -> str:
     cells: list[Kind | None] = [None] * columns
-    kept = -1
-    for bar in row.bars:
+    # Pauses come first, so that an attempt is seen however short it is.
+    for bar in sorted(row.bars, key=lambda bar: bar.kind not in _PAUSES):
         first = min(columns - 1, int(bar.start / span * columns))
-        # A bar that begins in the same cell leaves that cell to the one before it: a short attempt is not lost in its backoff.
-        first, kept = min(columns - 1, first + (first == kept)), first
         last = max(first + 1, min(columns, round(bar.end / span * columns)))
         cells[first:last] = [bar.kind] * (last - first)
     name = row.label if len(row.label) < _NAME else f"{row.label[: _NAME - 4]}..."

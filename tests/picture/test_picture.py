@@ -200,7 +200,10 @@ def test_the_sentence_says_where_the_time_went() -> None:
 
 
 def test_the_terminal_shows_an_attempt_however_short_it_is() -> None:
-    bars = [Bar(Kind.FAILED, 0, 0.0001), Bar(Kind.BACKOFF, 0.0001, 0.5), Bar(Kind.WORK, 0.5, 0.6)]
+    bars = [
+        *(Bar(Kind.WAIT, 0.1, 0.1001), Bar(Kind.FAILED, 0.1001, 0.1002), Bar(Kind.BACKOFF, 0.1002, 0.5)),
+        Bar(Kind.WORK, 0.5, 0.6),
+    ]
     line = gantt(Timeline("w", "0" * 32, "success", None, 0.6, [Row("charge", "success", (), bars)])).splitlines()[1]
     assert re.sub(r"(.)\1+", r"\1", re.sub(r"[^█▓·]", "", line)) == "▓·█"
 
