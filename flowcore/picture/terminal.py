@@ -58,11 +58,15 @@ def gantt(
 
 def _line(row: Row, span: float, columns: int, blocks: dict[Kind, str], paint: Callable[[str, Kind], str]) -> str:
     cells: list[Kind | None] = [None] * columns
-    # Pauses come first, so that an attempt is seen however short it is.
-    for bar in sorted(row.bars, key=lambda bar: bar.kind not in _PAUSES):
+    places: list[tuple[Kind, int, int]] = []
+    for bar in row.bars:
         first = min(columns - 1, int(bar.start / span * columns))
         last = max(first + 1, min(columns, round(bar.end / span * columns)))
         cells[first:last] = [bar.kind] * (last - first)
+        places.append((bar.kind, first, last))
+    for kind, first, last in places:  # An attempt is seen, however short it is and whatever follows in its cell.
+        if kind not in _PAUSES and kind not in cells[first:last]:
+            cells[first] = kind
     name = row.label if len(row.label) < _NAME else f"{row.label[: _NAME - 4]}..."
     took = milliseconds(sum(bar.seconds for bar in row.bars)) if row.bars else row.status
     drawn = "".join(
