@@ -291,7 +291,8 @@ class AsyncRuns:
     def of_this_loop(self) -> list[AsyncDriver]:
         """Return the drivers of the other runs on this loop, after those of runs that wait in their store have stopped."""
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
-        drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
+        everywhere = list(self.live.values())  # a copy, because engines of other threads begin runs meanwhile
+        drivers = [d for d in everywhere if d is not None and d.loop is loop and d.caller is not me]
         for driver in drivers:
             if driver.run.dormant:  # other engines find it in its store
                 stopping.release(driver.run, left_error(driver.run))

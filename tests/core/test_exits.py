@@ -608,6 +608,30 @@ def test_an_exit_is_raised_although_the_main_task_awaits_another_run(tmp_path: P
     assert {status(store, key) for key in "klm"} == {Status.PARKED}
 
 
+def test_an_exit_is_raised_although_an_engine_of_another_thread_begins_a_run_meanwhile() -> None:
+    wf, other, strikes = Workflow("w"), AsyncEngine(), once()
+    others: dict[Any, Any] = other._runs.live
+
+    class Elsewhere:
+        """The driver of a run on another loop, whose thread begins another run while this one is looked at."""
+
+        @property
+        def loop(self) -> None:
+            others["another run"] = None
+
+    async def struck(ctx: Context) -> None:
+        await asyncio.sleep(0)
+        strikes()
+
+    wf.add_step("a", struck)
+    others["a run"] = Elsewhere()
+    others["a third run"] = None
+    with pytest.raises(SystemExit):
+        asyncio.run(AsyncEngine().run(wf))
+    assert "another run" in others
+    others.clear()
+
+
 # -- telling them apart ------------------------------------------------------------------------------------------------
 
 
