@@ -246,18 +246,19 @@ class ThreadRuns:
         """Leave the runs that have not begun to other engines, if abandoned calls have occupied all threads for a whole
         lease."""
         self._watches_queue = False
-        now, since = self._settings.clock(), self._exhausted_since
-        self._exhausted_since = None
-        if self.pool.exhausted:
-            if since is not None and now - since >= self._settings.lease:
-                arguments = NO_THREAD, self._settings.lease
-                start_thread(
-                    threading.Thread(target=self.live.drop, args=arguments, name="flowcore-queue", daemon=True)
-                )
-                return
+        since, self._exhausted_since = self._exhausted_since, None
+        if not self.queued:
+            return
+        self._watch_queue()  # first, so that the looks continue whatever happens below
+        if not self.pool.exhausted:
+            return
+        now, lease = self._settings.clock(), self._settings.lease
+        if since is None or now - since < lease:
             self._exhausted_since = now if since is None else since
-        if self.queued:
-            self._watch_queue()
+        else:
+            start_thread(
+                threading.Thread(target=self.live.drop, args=(NO_THREAD, lease), name="flowcore-queue", daemon=True)
+            )
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
         """Continue a submitted run that waits in its store, or resolve the future of one that ended or was dropped."""

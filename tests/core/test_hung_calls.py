@@ -15,6 +15,7 @@ from flowcore import (
     Backoff,
     Context,
     Engine,
+    NoThread,
     Retry,
     RunParked,
     RunTimeout,
@@ -22,6 +23,7 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
+from flowcore._engines import thread_runs
 from flowcore.events import RunFinished, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 
@@ -217,6 +219,28 @@ def test_durable_runs_that_no_thread_can_begin_are_left_to_other_processes_after
         assert [run.status for run in runs] == [Status.SUCCESS] * 2
         never.set()
         assert one.submit(wf, idempotency_key="c").result(PATIENCE).status is Status.SUCCESS
+
+
+def test_durable_runs_are_left_to_others_although_the_thread_for_that_cannot_be_started_at_once(
+    never: threading.Event, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[threading.Thread] = []
+    start = thread_runs.start_thread
+
+    def later(thread: threading.Thread) -> None:
+        if thread.name == "flowcore-queue" and not refused:
+            refused.append(thread)
+            raise NoThread("none")
+        start(thread)
+
+    monkeypatch.setattr(thread_runs, "start_thread", later)
+    with Engine(max_workers=1, grace=0.01, lease=0.1, store=SQLiteStore(tmp_path / "db")) as engine:
+        for _ in range(2):
+            engine.run(hung(never), check=False)
+        with pytest.raises(RunParked):
+            engine.submit(quick(ledger), idempotency_key="a").result(PATIENCE)
+        assert refused
+        never.set()
 
 
 def test_durable_runs_that_wait_for_busy_threads_stay_queued(tmp_path: Path) -> None:
