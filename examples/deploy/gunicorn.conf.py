@@ -27,9 +27,8 @@ def post_worker_init(worker: Any) -> None:
     threading.Thread(target=close, daemon=True).start()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        told.put(
-            None
-        )  # It needs no lock. Thread.start() and Event.set() may wait for one that the interrupted code holds.
+        # This needs no lock. Thread.start() and Event.set() may wait for one that the interrupted code holds.
+        told.put(None)
         stop_taking_requests(number, frame)
 
     signal.signal(signal.SIGTERM, stop)

@@ -95,9 +95,8 @@ def _check_redis(parts: SplitResult, options: Mapping[str, Any]) -> None:
     """Raise ValueError for what redis-py accepts in a URL but cannot use. For a path that is not a number, it would select
     database 0; a text for an option that needs an object would fail at the first command."""
     if parts.scheme != "unix" and re.fullmatch(r"/?[0-9]*/?", parts.path) is None:
-        raise ValueError(
-            "its path must be the number of a database"
-        )  # may be a part of a password, so it is not quoted
+        # The path may be a part of a password, so it is not quoted.
+        raise ValueError("its path must be the number of a database")
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         if not (name in _REDIS_OPTIONS or name.startswith("ssl_")):
             raise ValueError(f"a URL cannot give the option {safe_repr(name)}")

@@ -429,7 +429,7 @@ def test_a_heartbeat_that_finds_the_run_lost_stops_it(run: Callable[..., Any], d
 def test_a_heartbeat_survives_what_its_store_raises(
     run: Callable[..., Any], done: list[str], caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
-    """A client of a store may raise CancelledError because a task of its own was cancelled."""
+    """A client of a store may raise CancelledError because one of its tasks was cancelled."""
     store = Moody()
     failed: list[str] = []
 

@@ -95,7 +95,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize("error", [OSError, asyncio.CancelledError, StopIteration, Panic])
 @pytest.mark.parametrize("engines", ["threads", "asyncio"])
 def test_rounds_survive_whatever_a_store_raises(engines: str, error: type[BaseException]) -> None:
-    """A client of a store may raise CancelledError because a task of its own was cancelled."""
+    """A client of a store may raise CancelledError because one of its tasks was cancelled."""
 
     def fails() -> None:
         if store.lists == 2:
