@@ -23,7 +23,7 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
-from flowcore._engines import thread_runs
+from flowcore._engines.workers import start_thread
 from flowcore.events import RunFinished, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 
@@ -225,15 +225,14 @@ def test_durable_runs_are_left_to_others_although_the_thread_for_that_cannot_be_
     never: threading.Event, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[threading.Thread] = []
-    start = thread_runs.start_thread
 
     def later(thread: threading.Thread) -> None:
         if thread.name == "flowcore-queue" and not refused:
             refused.append(thread)
             raise NoThread("none")
-        start(thread)
+        start_thread(thread)
 
-    monkeypatch.setattr(thread_runs, "start_thread", later)
+    monkeypatch.setattr("flowcore._engines.thread_runs.start_thread", later)
     with Engine(max_workers=1, grace=0.01, lease=0.1, store=SQLiteStore(tmp_path / "db")) as engine:
         for _ in range(2):
             engine.run(hung(never), check=False)
